@@ -1,0 +1,48 @@
+//! Everything that can be wrong with a checkpoint, one variant each.
+
+use std::path::PathBuf;
+
+/// Result of this crate's operations.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why a checkpoint could not be found, read or written.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A file or directory could not be read or written.
+    #[error("cannot {action} {path}: {source}")]
+    Io {
+        /// What was tried, as a verb: "open", "map", "write".
+        action: &'static str,
+        /// The file or directory.
+        path: PathBuf,
+        /// The operating system's reason.
+        source: std::io::Error,
+    },
+    /// A number format that the engine has no kernels for.
+    #[error("unknown dtype {found:?}; expected f32, f16 or bf16")]
+    UnknownDType {
+        /// The name as given.
+        found: String,
+    },
+    /// A tensor's bytes do not fit its shape and type.
+    #[error("tensor of shape {shape:?} and type {dtype} needs {expected} bytes, but {found} were given")]
+    TensorSize {
+        /// Declared shape.
+        shape: Vec<usize>,
+        /// Declared type.
+        dtype: crate::DType,
+        /// Bytes that the shape and type ask for.
+        expected: usize,
+        /// Bytes that were given.
+        found: usize,
+    },
+    /// A tensor's bytes do not start at a multiple of its element size.
+    #[error(
+        "tensor data starts at an address that is no multiple of {size} bytes; rewrite the file with a current safetensors library"
+    )]
+    Misaligned {
+        /// Element size in bytes.
+        size: usize,
+    },
+}
