@@ -1,2 +1,7 @@
-//! bin
-fn main() {}
+//! The `shadowllm` command-line program.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    shadowllm::cli::main(std::env::args_os())
+}

@@ -1,0 +1,129 @@
+//! Standard output, standard error, progress bars, Ctrl-C.
+
+use std::cell::RefCell;
+use std::io::{self, BufRead, IsTerminal, Write};
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+use shadowllm_weights::Progress;
+
+use crate::{Error, Result};
+
+/// Where a command writes.
+pub(super) struct Console {
+    out: io::Stdout,
+    interrupted: Arc<AtomicBool>,
+}
+
+impl Console {
+    pub(super) fn new() -> Self {
+        let interrupted = Arc::new(AtomicBool::new(false));
+        let flag = Arc::clone(&interrupted);
+        // Without a handler Ctrl-C ends the program at once, which is the right thing too.
+        let _ = ctrlc::set_handler(move || {
+            if flag.swap(true, Ordering::Relaxed) {
+                std::process::exit(i32::from(super::EXIT_INTERRUPTED));
+            }
+        });
+        Console { out: io::stdout(), interrupted }
+    }
+
+    /// `Break` once the user has pressed Ctrl-C. A second Ctrl-C ends the program.
+    pub(super) fn go_on(&self) -> ControlFlow<()> {
+        if self.interrupted.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+
+    /// Writes text to standard output as it is and flushes it.
+    pub(super) fn text(&mut self, text: &str) -> Result<()> {
+        self.out.write_all(text.as_bytes()).and_then(|()| self.out.flush()).map_err(stdout_error)
+    }
+
+    /// Writes a line to standard output.
+    pub(super) fn line(&mut self, text: &str) -> Result<()> {
+        writeln!(self.out, "{text}").map_err(stdout_error)
+    }
+
+    /// Writes one JSON document to standard output.
+    pub(super) fn json(&mut self, value: &impl Serialize) -> Result<()> {
+        let text = serde_json::to_string_pretty(value).map_err(|e| stdout_error(e.into()))?;
+        self.line(&text)
+    }
+
+    /// Writes a line to standard error; a closed standard error is no reason to fail.
+    pub(super) fn note(&self, text: &str) {
+        let _ = writeln!(io::stderr(), "{text}");
+    }
+
+    /// Shows `prompt` if a person is typing and reads one line; `None` at the end of input.
+    pub(super) fn ask(&mut self, prompt: &str) -> Result<Option<String>> {
+        if io::stdin().is_terminal() {
+            self.text(prompt)?;
+        }
+        let mut line = String::new();
+        let read = io::stdin().lock().read_line(&mut line);
+        let read = read.map_err(|source| Error::Io { action: "read", path: "standard input".into(), source })?;
+        Ok((read > 0).then(|| line.trim_end_matches(['\n', '\r']).to_owned()))
+    }
+
+    /// A bar over `total` units on standard error; invisible if that is no terminal.
+    pub(super) fn bar(&self, total: u64, template: &'static str) -> ProgressBar {
+        let bar = ProgressBar::new(total);
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style.progress_chars("=> "));
+        }
+        bar.enable_steady_tick(Duration::from_millis(250));
+        bar
+    }
+}
+
+fn stdout_error(source: io::Error) -> Error {
+    Error::Io { action: "write to", path: "standard output".into(), source }
+}
+
+/// Whether the reader of our output went away, as in `shadowllm ... | head`.
+pub(super) fn is_closed_pipe(error: &Error) -> bool {
+    matches!(error, Error::Io { source, .. } if source.kind() == io::ErrorKind::BrokenPipe)
+}
+
+/// Reads a text file.
+pub(super) fn read_text(path: &Path) -> Result<String> {
+    std::fs::read_to_string(path).map_err(|source| Error::Io { action: "read", path: path.to_owned(), source })
+}
+
+/// Shows downloads and imports as a bar.
+#[derive(Default)]
+pub(super) struct BytesProgress {
+    bar: RefCell<Option<ProgressBar>>,
+}
+
+const BYTES: &str = "{msg:30!} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} {eta}";
+const BYTES_UNKNOWN: &str = "{msg:30!} {bytes} {bytes_per_sec}";
+
+impl Progress for BytesProgress {
+    fn start(&self, what: &str, total_bytes: Option<u64>) {
+        let bar = total_bytes.map_or_else(ProgressBar::no_length, ProgressBar::new);
+        let template = if total_bytes.is_some() { BYTES } else { BYTES_UNKNOWN };
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style.progress_chars("=> "));
+        }
+        bar.set_message(what.to_owned());
+        self.bar.replace(Some(bar));
+    }
+
+    fn advance(&self, bytes: u64) {
+        if let Some(bar) = &*self.bar.borrow() {
+            bar.inc(bytes);
+        }
+    }
+
+    fn finish(&self) {
+        if let Some(bar) = self.bar.take() {
+            bar.finish();
+        }
+    }
+}

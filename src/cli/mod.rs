@@ -1,0 +1,87 @@
+//! The `shadowllm` program: one file per subcommand.
+//!
+//! Results go to standard output, everything else (progress, timing, warnings) to standard error, so that output can be
+//! piped. With `--json` a command prints exactly one JSON document instead; its fields are the struct at the top of the
+//! command's file.
+
+mod chat;
+mod console;
+mod demo;
+mod eval;
+mod generate;
+mod import;
+mod inspect;
+mod logits;
+mod options;
+mod random_model;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::{Error, Result};
+use console::Console;
+
+/// Exit code of a run that was interrupted by the user, as shells have it for SIGINT.
+const EXIT_INTERRUPTED: u8 = 130;
+
+/// Runs OPT and Llama-family language models; reads only the weights that a token needs.
+///
+/// Without a command it shows what it does on the small model that is compiled into the program.
+#[derive(Debug, Parser)]
+#[command(name = "shadowllm", version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Generate(generate::Generate),
+    Chat(chat::Chat),
+    Inspect(inspect::Inspect),
+    Import(import::Import),
+    #[command(subcommand)]
+    Eval(eval::Eval),
+    Logits(logits::Logits),
+    RandomModel(random_model::RandomModel),
+}
+
+/// Runs the program on command-line arguments, the program's name first.
+pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        // Clap knows which of its messages are help (standard output, success) and which are errors.
+        Err(message) => {
+            let _ = message.print();
+            return ExitCode::from(u8::try_from(message.exit_code()).unwrap_or(2));
+        }
+    };
+    let mut console = Console::new();
+    match dispatch(cli, &mut console) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if console::is_closed_pipe(&error) => ExitCode::SUCCESS,
+        Err(Error::Interrupted) => {
+            console.note("interrupted");
+            ExitCode::from(EXIT_INTERRUPTED)
+        }
+        Err(error) => {
+            console.note(&format!("error: {error}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(cli: Cli, console: &mut Console) -> Result<()> {
+    match cli.command {
+        None => demo::run(console),
+        Some(Command::Generate(command)) => command.run(console),
+        Some(Command::Chat(command)) => command.run(console),
+        Some(Command::Inspect(command)) => command.run(console),
+        Some(Command::Import(command)) => command.run(console),
+        Some(Command::Eval(command)) => command.run(console),
+        Some(Command::Logits(command)) => command.run(console),
+        Some(Command::RandomModel(command)) => command.run(console),
+    }
+}

@@ -1,0 +1,101 @@
+//! Options that several commands share.
+
+use std::num::NonZeroUsize;
+
+use clap::Args;
+use shadowllm_weights::{Checkpoint, ModelSource};
+
+use super::console::BytesProgress;
+use crate::Result;
+use crate::generate::{Engine, EngineOptions, SamplerOptions};
+use crate::kernels::{Compute, CpuOptions, IsaName};
+
+/// Which model, on what.
+#[derive(Clone, Debug, Args)]
+pub(super) struct ModelArgs {
+    /// The model: `embedded`, a directory in Hugging Face format, or a Hugging Face name such as
+    /// facebook/opt-1.3b (with @REVISION if wanted), taken from the cache or downloaded.
+    #[arg(long, short, default_value = "embedded", value_name = "MODEL")]
+    pub model: String,
+
+    #[command(flatten)]
+    pub cpu: CpuArgs,
+}
+
+/// On what to run.
+#[derive(Clone, Debug, Args)]
+pub(super) struct CpuArgs {
+    /// Threads to use [default: the processor's cores].
+    #[arg(long, value_name = "N")]
+    pub threads: Option<NonZeroUsize>,
+
+    /// Instruction set: portable, avx2 or avx512 [default: $SHADOWLLM_ISA or the best that the processor has].
+    #[arg(long, value_name = "ISA")]
+    pub isa: Option<IsaName>,
+
+    /// Arithmetic of matrix products over many tokens: f32, or bf16, which rounds activations to bf16 and is faster
+    /// where the processor has the instructions.
+    #[arg(long, value_name = "TYPE", default_value = "f32")]
+    pub compute: Compute,
+}
+
+impl CpuArgs {
+    pub(super) fn options(&self) -> CpuOptions {
+        CpuOptions { isa: self.isa, threads: self.threads.map(NonZeroUsize::get), compute: self.compute }
+    }
+}
+
+impl ModelArgs {
+    /// Finds the checkpoint, downloading it if need be.
+    pub(super) fn checkpoint(&self) -> Result<Checkpoint> {
+        Ok(ModelSource::parse(&self.model)?.open(&BytesProgress::default())?)
+    }
+
+    /// Loads the model.
+    pub(super) fn engine(&self) -> Result<Engine> {
+        Engine::load(&self.checkpoint()?, EngineOptions { cpu: self.cpu.options() })
+    }
+}
+
+/// How the next token is chosen.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Sampling")]
+pub(super) struct SamplingArgs {
+    /// 0 takes the most likely token every time; higher is more varied.
+    #[arg(long, default_value_t = 0.0, value_name = "X")]
+    pub temperature: f32,
+
+    /// Only the K most likely tokens; 0 for all.
+    #[arg(long, default_value_t = 0, value_name = "K")]
+    pub top_k: usize,
+
+    /// Only the most likely tokens that together have probability P.
+    #[arg(long, default_value_t = 1.0, value_name = "P")]
+    pub top_p: f32,
+
+    /// Only tokens at least P times as likely as the most likely one.
+    #[arg(long, default_value_t = 0.0, value_name = "P")]
+    pub min_p: f32,
+
+    /// Divides the logits of tokens that occurred already; 1 does nothing.
+    #[arg(long, default_value_t = 1.0, value_name = "X")]
+    pub repetition_penalty: f32,
+
+    /// Seed of the random choice; the same seed gives the same text.
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub seed: u64,
+}
+
+impl SamplingArgs {
+    pub(super) fn options(&self) -> SamplerOptions {
+        SamplerOptions {
+            temperature: self.temperature,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            min_p: self.min_p,
+            repetition_penalty: self.repetition_penalty,
+            seed: self.seed,
+            ..SamplerOptions::default()
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! Everything that can go wrong in the engine, one variant each.
+
+/// Result of this crate's operations.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why the engine could not do what was asked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The checkpoint could not be found, read or written.
+    #[error(transparent)]
+    Weights(#[from] shadowllm_weights::Error),
+    /// The kernels cannot run as asked on this processor.
+    #[error(transparent)]
+    Kernel(#[from] crate::kernels::KernelError),
+    /// Text, sampling or chat settings are wrong.
+    #[error(transparent)]
+    Generate(#[from] crate::generate::GenerateError),
+    /// An operation on tokens was given none.
+    #[error("no tokens were given; a prompt needs at least one (an empty text has none unless the tokenizer adds one)")]
+    NoTokens,
+    /// A token id is not in the model's vocabulary.
+    #[error("token id {id} at index {at} is out of range: the model's vocabulary has {vocab} entries (0 to {})", vocab - 1)]
+    TokenOutOfRange {
+        /// The id.
+        id: u32,
+        /// Its place among the tokens given.
+        at: usize,
+        /// Entries of the vocabulary.
+        vocab: usize,
+    },
+    /// The tokens do not fit into the context.
+    #[error(
+        "the context is full: it holds {context} tokens, {held} are in it and {more} more were asked for; \
+         shorten the text, start a new session or truncate this one"
+    )]
+    ContextFull {
+        /// Tokens that the session's context holds.
+        context: usize,
+        /// Tokens already in it.
+        held: usize,
+        /// Tokens that were to be added.
+        more: usize,
+    },
+    /// A session was asked for a context longer than the model's.
+    #[error("a context of {asked} tokens was asked for, but the model has {max} positions; use at most {max}")]
+    ContextTooLong {
+        /// Context asked for.
+        asked: usize,
+        /// Positions of the model.
+        max: usize,
+    },
+    /// The checkpoint has no tokenizer, so text cannot be turned into tokens.
+    #[error("{location} has no tokenizer.json; work with token ids instead (--prompt-ids), or add the file")]
+    NoTokenizer {
+        /// The checkpoint.
+        location: String,
+    },
+    /// Windows for a perplexity that cannot be scored.
+    #[error("{reason}")]
+    Windows {
+        /// What does not fit, and what would.
+        reason: String,
+    },
+    /// The work was interrupted on request.
+    #[error("interrupted")]
+    Interrupted,
+}

@@ -1,0 +1,159 @@
+//! Perplexity over windows of a token sequence.
+//!
+//! The convention of the quantisation and pruning literature: the text is tokenised once and cut into windows that do not
+//! overlap; each window runs on its own from position 0 and every token but its first is scored. Perplexity is
+//! `exp(sum of negative log-likelihoods / tokens scored)`: per token, not per word.
+
+use std::ops::ControlFlow;
+
+use crate::generate::{Engine, SessionOptions};
+use crate::kernels::log_sum_exp;
+use crate::{Error, Result};
+
+/// How the token sequence is cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Windows {
+    /// Tokens of one window, at least 2.
+    pub size: usize,
+    /// Windows from the start of the text; `None`: all that are complete.
+    pub count: Option<usize>,
+}
+
+/// Negative log-likelihood of one window.
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
+pub struct WindowNll {
+    /// Sum over the scored tokens, in nats.
+    pub nll: f64,
+    /// Tokens scored: window size minus one.
+    pub tokens: usize,
+}
+
+/// Result over all windows.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct Perplexity {
+    /// `exp(nll / tokens)`.
+    pub perplexity: f64,
+    /// Tokens scored.
+    pub tokens: usize,
+    /// Sum of negative log-likelihoods, in nats.
+    pub nll: f64,
+    /// Each window on its own.
+    pub windows: Vec<WindowNll>,
+}
+
+impl Perplexity {
+    fn of(windows: Vec<WindowNll>) -> Self {
+        let nll: f64 = windows.iter().map(|w| w.nll).sum();
+        let tokens = windows.iter().map(|w| w.tokens).sum();
+        Perplexity { perplexity: (nll / tokens as f64).exp(), tokens, nll, windows }
+    }
+}
+
+impl Windows {
+    /// The windows of `tokens`.
+    ///
+    /// # Errors
+    /// [`Error::Windows`] if the size is under 2 or over the context, or the text is too short.
+    pub fn cut<'a>(&self, tokens: &'a [u32], context: usize) -> Result<Vec<&'a [u32]>> {
+        let Windows { size, count } = *self;
+        let complete = tokens.len().checked_div(size).unwrap_or(0);
+        let reason = if size < 2 {
+            format!("a window of {size} tokens has nothing to score; use at least 2")
+        } else if size > context {
+            format!("a window of {size} tokens does not fit into the model's {context} positions")
+        } else if count == Some(0) {
+            "0 windows were asked for; use at least 1".to_owned()
+        } else if complete < count.unwrap_or(1) {
+            format!(
+                "the text has {} tokens, which is {complete} complete windows of {size}, but {} were asked for; \
+                 use a longer text, a smaller window or fewer windows",
+                tokens.len(),
+                count.unwrap_or(1)
+            )
+        } else {
+            return Ok(tokens.chunks_exact(size).take(count.unwrap_or(complete)).collect());
+        };
+        Err(Error::Windows { reason })
+    }
+}
+
+/// Scores `tokens` window by window. `progress(windows done, result so far)` is called after each and may stop the work.
+///
+/// # Errors
+/// [`Error::Windows`] if the text cannot be cut so, [`Error::TokenOutOfRange`], [`Error::Interrupted`].
+pub fn perplexity(
+    engine: &Engine,
+    tokens: &[u32],
+    windows: Windows,
+    progress: &mut dyn FnMut(&Perplexity) -> ControlFlow<()>,
+) -> Result<Perplexity> {
+    let cut = windows.cut(tokens, engine.config().max_positions)?;
+    let mut session = engine.session(SessionOptions { context: Some(windows.size) })?;
+    let mut done = Vec::with_capacity(cut.len());
+    for window in cut {
+        session.truncate(0);
+        let mut nll = 0.0;
+        session.score(window, 0, &mut |index, logits| {
+            if let Some(&next) = window.get(index + 1) {
+                nll += log_sum_exp(logits) - f64::from(logits[next as usize]);
+            }
+            ControlFlow::Continue(())
+        })?;
+        done.push(WindowNll { nll, tokens: window.len() - 1 });
+        let so_far = Perplexity::of(done.clone());
+        if progress(&so_far).is_break() {
+            return Err(Error::Interrupted);
+        }
+    }
+    Ok(Perplexity::of(done))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cuts_complete_windows_only() {
+        let tokens: Vec<u32> = (0..10).collect();
+        let cut = |size, count| Windows { size, count }.cut(&tokens, 100).map(|w| w.len());
+        assert_eq!(cut(4, None).unwrap(), 2);
+        assert_eq!(cut(5, Some(1)).unwrap(), 1);
+        assert_eq!(cut(10, None).unwrap(), 1);
+    }
+
+    #[test]
+    fn says_why_it_cannot_cut() {
+        struct Case {
+            windows: Windows,
+            message: &'static str,
+        }
+        let cases = [
+            Case {
+                windows: Windows { size: 1, count: None },
+                message: "a window of 1 tokens has nothing to score; use at least 2",
+            },
+            Case {
+                windows: Windows { size: 0, count: None },
+                message: "a window of 0 tokens has nothing to score; use at least 2",
+            },
+            Case {
+                windows: Windows { size: 200, count: None },
+                message: "a window of 200 tokens does not fit into the model's 100 positions",
+            },
+            Case {
+                windows: Windows { size: 4, count: Some(0) },
+                message: "0 windows were asked for; use at least 1",
+            },
+            Case {
+                windows: Windows { size: 4, count: Some(3) },
+                message: "the text has 10 tokens, which is 2 complete windows of 4, but 3 were asked for; \
+                          use a longer text, a smaller window or fewer windows",
+            },
+        ];
+        for Case { windows, message } in cases {
+            let tokens: Vec<u32> = (0..10).collect();
+            assert_eq!(windows.cut(&tokens, 100).unwrap_err().to_string(), message);
+        }
+    }
+}

@@ -1,0 +1,224 @@
+//! One sequence on a loaded engine: its tokens, its key/value cache, its logits.
+
+use std::ops::ControlFlow;
+
+use super::Engine;
+use crate::model::{KvCache, NoProbe, Probe, Segment, Workspace};
+use crate::{Error, Result};
+
+/// Tokens of one pass through the layers while a prompt is processed: enough to be compute bound, few enough that
+/// activations stay small whatever the prompt's length.
+const PREFILL_CHUNK: usize = 512;
+
+/// Rows of one pass through the LM head while all logits are read; `V` floats each.
+const LOGIT_ROWS: usize = 128;
+
+/// Settings of a session.
+#[derive(Clone, Debug, Default)]
+pub struct SessionOptions {
+    /// Most tokens it may hold; `None`: as many as the model has positions. Memory is taken as tokens come.
+    pub context: Option<usize>,
+}
+
+/// One sequence. Several sessions may run on one engine at once, also from several threads.
+///
+/// ```
+/// # use shadowllm::{Engine, EngineOptions, SessionOptions};
+/// # fn main() -> shadowllm::Result<()> {
+/// let engine = Engine::open("embedded", EngineOptions::default())?;
+/// let mut session = engine.session(SessionOptions::default())?;
+/// let mut token = shadowllm::kernels::argmax(session.prefill(&[2, 50, 1266, 584, 262, 580])?);
+/// let mut text = Vec::new();
+/// for _ in 0..4 {
+///     text.push(token as u32);
+///     token = shadowllm::kernels::argmax(session.step(token as u32)?);
+/// }
+/// assert_eq!(text, [15, 283, 264, 1095]); // ", and the whole"
+/// session.truncate(6); // back to the prompt
+/// assert_eq!(session.tokens().len(), 6);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct Session {
+    engine: Engine,
+    tokens: Vec<u32>,
+    cache: KvCache,
+    workspace: Workspace,
+    logits: Vec<f32>,
+}
+
+impl Session {
+    pub(super) fn new(engine: Engine, options: SessionOptions) -> Result<Self> {
+        let max = engine.config().max_positions;
+        let context = options.context.unwrap_or(max);
+        if context > max {
+            return Err(Error::ContextTooLong { asked: context, max });
+        }
+        Ok(Session {
+            cache: KvCache::new(engine.config(), context),
+            tokens: Vec::new(),
+            workspace: Workspace::default(),
+            logits: vec![0.0; engine.config().vocab],
+            engine,
+        })
+    }
+
+    /// The engine that it runs on.
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// All tokens so far, prompt included.
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    /// Tokens that still fit.
+    pub fn remaining(&self) -> usize {
+        self.cache.limit() - self.cache.len()
+    }
+
+    /// Bytes of its key/value cache.
+    pub fn cache_bytes(&self) -> u64 {
+        self.cache.bytes()
+    }
+
+    /// Logits (`[V]`) after the last token of the last [`Session::prefill`] or [`Session::step`]; zeros before.
+    pub fn logits(&self) -> &[f32] {
+        &self.logits
+    }
+
+    /// Takes memory for `tokens` in all (at most the context), so that later steps allocate nothing.
+    pub fn reserve(&mut self, tokens: usize) {
+        self.cache.reserve(tokens);
+    }
+
+    /// Forgets every token from `len` on, so that the sequence can go on differently. The logits stay as they were.
+    pub fn truncate(&mut self, len: usize) {
+        self.tokens.truncate(len);
+        self.cache.truncate(len);
+    }
+
+    /// Appends many tokens and returns the logits (`[V]`) after the last one.
+    ///
+    /// # Errors
+    /// [`Error::NoTokens`], [`Error::TokenOutOfRange`], [`Error::ContextFull`]; the session is unchanged then.
+    pub fn prefill(&mut self, tokens: &[u32]) -> Result<&[f32]> {
+        self.prefill_with(tokens, &mut NoProbe, &mut |_| ControlFlow::Continue(()))
+    }
+
+    /// [`Session::prefill`] with a probe on the forward pass, and a callback that is told how many of the tokens are
+    /// done and may stop the work.
+    ///
+    /// # Errors
+    /// As [`Session::prefill`], and [`Error::Interrupted`] if the callback says so; the session then holds what it held
+    /// before.
+    pub fn prefill_with(
+        &mut self,
+        tokens: &[u32],
+        probe: &mut (dyn Probe + Send),
+        done: &mut (dyn FnMut(usize) -> ControlFlow<()> + Send),
+    ) -> Result<&[f32]> {
+        self.check(tokens)?;
+        let before = self.tokens.len();
+        self.cache.reserve(self.cache.len() + tokens.len());
+        let mut finished = 0;
+        for chunk in tokens.chunks(PREFILL_CHUNK) {
+            self.run(chunk, probe)?;
+            finished += chunk.len();
+            if finished == tokens.len() {
+                self.read_last(chunk.len());
+            }
+            if done(finished).is_break() {
+                self.truncate(before);
+                return Err(Error::Interrupted);
+            }
+        }
+        Ok(&self.logits)
+    }
+
+    /// Appends one token and returns the logits (`[V]`) after it.
+    ///
+    /// # Errors
+    /// [`Error::TokenOutOfRange`], [`Error::ContextFull`]; the session is unchanged then.
+    pub fn step(&mut self, token: u32) -> Result<&[f32]> {
+        self.check(&[token])?;
+        let (model, cpu) = (self.engine.model(), self.engine.cpu());
+        let (cache, workspace, logits) = (&mut self.cache, &mut self.workspace, &mut self.logits);
+        // One entry into the thread pool for the whole token.
+        cpu.install(|| {
+            model.forward(cpu, &mut [Segment { tokens: &[token], cache }], workspace, &mut NoProbe)?;
+            model.logits(cpu, workspace, 0..1, logits);
+            Ok::<_, Error>(())
+        })?;
+        self.tokens.push(token);
+        Ok(&self.logits)
+    }
+
+    /// Appends tokens and hands over the logits after each of them from index `from` on, in order: `each(index, logits)`
+    /// with the index into `tokens` and `[V]` logits. The LM head runs for those only, and memory does not grow with
+    /// `tokens` beyond the key/value cache.
+    ///
+    /// # Errors
+    /// As [`Session::prefill`], and [`Error::Interrupted`] if `each` says so; the session then holds what it held before.
+    pub fn score(
+        &mut self,
+        tokens: &[u32],
+        from: usize,
+        each: &mut (dyn FnMut(usize, &[f32]) -> ControlFlow<()> + Send),
+    ) -> Result<()> {
+        self.check(tokens)?;
+        let before = self.tokens.len();
+        self.cache.reserve(self.cache.len() + tokens.len());
+        let vocab = self.engine.config().vocab;
+        let mut rows = Vec::new();
+        for (first, chunk) in (0..).step_by(PREFILL_CHUNK).zip(tokens.chunks(PREFILL_CHUNK)) {
+            self.run(chunk, &mut NoProbe)?;
+            for start in (from.saturating_sub(first)..chunk.len()).step_by(LOGIT_ROWS) {
+                let here = start..chunk.len().min(start + LOGIT_ROWS);
+                rows.resize(here.len() * vocab, 0.0);
+                let (model, cpu, workspace) = (self.engine.model(), self.engine.cpu(), &mut self.workspace);
+                cpu.install(|| model.logits(cpu, workspace, here.clone(), &mut rows));
+                for (row, logits) in here.zip(rows.chunks_exact(vocab)) {
+                    if each(first + row, logits).is_break() {
+                        self.truncate(before);
+                        return Err(Error::Interrupted);
+                    }
+                }
+            }
+        }
+        if let Some(last) = rows.chunks_exact(vocab).next_back() {
+            self.logits.copy_from_slice(last);
+        }
+        Ok(())
+    }
+
+    fn check(&self, tokens: &[u32]) -> Result<()> {
+        self.engine.model().check_tokens(tokens)?;
+        if tokens.len() > self.remaining() {
+            return Err(Error::ContextFull {
+                context: self.cache.limit(),
+                held: self.cache.len(),
+                more: tokens.len(),
+            });
+        }
+        Ok(())
+    }
+
+    /// One pass through the layers.
+    fn run(&mut self, chunk: &[u32], probe: &mut (dyn Probe + Send)) -> Result<()> {
+        let (model, cpu) = (self.engine.model(), self.engine.cpu());
+        let (cache, workspace) = (&mut self.cache, &mut self.workspace);
+        cpu.install(|| model.forward(cpu, &mut [Segment { tokens: chunk, cache }], workspace, probe))?;
+        self.tokens.extend_from_slice(chunk);
+        Ok(())
+    }
+
+    /// Logits of the last of `rows` rows into `self.logits`.
+    fn read_last(&mut self, rows: usize) {
+        let (model, cpu) = (self.engine.model(), self.engine.cpu());
+        let (workspace, logits) = (&mut self.workspace, &mut self.logits);
+        cpu.install(|| model.logits(cpu, workspace, rows - 1..rows, logits));
+    }
+}

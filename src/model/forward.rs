@@ -1,0 +1,229 @@
+//! The forward pass, for any number of tokens of any number of sequences.
+
+use std::ops::Range;
+
+use shadowllm_weights::{NormPlacement, Positions};
+
+use super::workspace::{Workspace, sized};
+use super::{Attention, Ffn, KvCache, Model, Probe, Rows};
+use crate::Error;
+use crate::kernels::{
+    AttentionShape, Cpu, activate, add_assign, attention, embed_row, gated, linear, rope,
+};
+
+/// Consecutive tokens of one sequence and the cache that they extend.
+#[derive(Debug)]
+pub struct Segment<'a> {
+    /// New tokens; the first stands at position `cache.len()`.
+    pub tokens: &'a [u32],
+    /// Keys and values of the positions before them.
+    pub cache: &'a mut KvCache,
+}
+
+impl Model {
+    /// Runs all tokens of all segments through the model and extends their caches.
+    ///
+    /// Afterwards `workspace` holds one row per token, in order, ready for [`Model::logits`].
+    ///
+    /// # Errors
+    /// [`Error::TokenOutOfRange`] for an id beyond the vocabulary, [`Error::ContextFull`] if a cache has no room for its
+    /// tokens, [`Error::NoTokens`] if a segment is empty. Nothing has changed then.
+    pub fn forward(
+        &self,
+        cpu: &Cpu,
+        segments: &mut [Segment<'_>],
+        workspace: &mut Workspace,
+        probe: &mut dyn Probe,
+    ) -> Result<(), Error> {
+        for segment in segments.iter() {
+            self.check_tokens(segment.tokens)?;
+            let (held, limit) = (segment.cache.len(), segment.cache.limit());
+            if segment.tokens.len() > limit - held {
+                return Err(Error::ContextFull { context: limit, held, more: segment.tokens.len() });
+            }
+        }
+        for segment in segments.iter_mut() {
+            segment.cache.grow_for(segment.tokens.len());
+        }
+        let count = segments.iter().map(|s| s.tokens.len()).sum();
+        self.embed(cpu, segments, count, workspace);
+        let d = self.config.hidden;
+        for index in 0..self.layers.len() {
+            let rows = Rows { layer: index, count };
+            probe.residual(rows, &mut workspace.residual[..count * d]);
+            self.attention_block(cpu, rows, segments, workspace, probe);
+            self.ffn_block(cpu, rows, workspace, probe);
+        }
+        if let Some(norm) = &self.final_norm {
+            norm.apply(cpu, &workspace.residual[..count * d], d, sized(&mut workspace.normed, count * d));
+            std::mem::swap(&mut workspace.residual, &mut workspace.normed);
+        }
+        probe.residual(Rows { layer: self.layers.len(), count }, &mut workspace.residual[..count * d]);
+        for segment in segments.iter_mut() {
+            segment.cache.advance(segment.tokens.len());
+        }
+        Ok(())
+    }
+
+    /// Checks that there are tokens and that each is in the vocabulary.
+    ///
+    /// # Errors
+    /// [`Error::NoTokens`], [`Error::TokenOutOfRange`].
+    pub fn check_tokens(&self, tokens: &[u32]) -> Result<(), Error> {
+        if tokens.is_empty() {
+            return Err(Error::NoTokens);
+        }
+        match tokens.iter().position(|&id| id as usize >= self.config.vocab) {
+            Some(at) => Err(Error::TokenOutOfRange { id: tokens[at], at, vocab: self.config.vocab }),
+            None => Ok(()),
+        }
+    }
+
+    /// Logits (`[rows, V]`) of some rows of the last [`Model::forward`] on this workspace.
+    ///
+    /// # Panics
+    /// If `rows` were not part of that pass or `out` has another length.
+    pub fn logits(&self, cpu: &Cpu, workspace: &mut Workspace, rows: Range<usize>, out: &mut [f32]) {
+        let (d, e) = (self.config.hidden, self.config.embed_dim);
+        let hidden = &workspace.residual[rows.start * d..rows.end * d];
+        match &self.project_out {
+            Some(project) => {
+                let narrow = sized(&mut workspace.narrow, rows.len() * e);
+                project.apply(cpu, hidden, narrow);
+                linear(cpu, &self.head, None, narrow, out);
+            }
+            None => linear(cpu, &self.head, None, hidden, out),
+        }
+    }
+
+    /// Embedding rows plus learned positions into the residual stream.
+    fn embed(&self, cpu: &Cpu, segments: &[Segment<'_>], count: usize, ws: &mut Workspace) {
+        let (d, e) = (self.config.hidden, self.config.embed_dim);
+        let tokens = segments.iter().flat_map(|s| s.tokens);
+        match &self.project_in {
+            Some(project) => {
+                let narrow = sized(&mut ws.narrow, count * e);
+                for (row, &id) in narrow.chunks_exact_mut(e).zip(tokens) {
+                    embed_row(cpu, &self.embedding, id as usize, row);
+                }
+                project.apply(cpu, narrow, sized(&mut ws.residual, count * d));
+            }
+            None => {
+                for (row, &id) in sized(&mut ws.residual, count * d).chunks_exact_mut(d).zip(tokens) {
+                    embed_row(cpu, &self.embedding, id as usize, row);
+                }
+            }
+        }
+        if let (Some(table), Positions::Learned { offset }) = (&self.positions, self.config.positions) {
+            let position = sized(&mut ws.normed, d);
+            let mut rows = ws.residual[..count * d].chunks_exact_mut(d);
+            for segment in segments {
+                for (at, row) in (segment.cache.len()..).zip(rows.by_ref().take(segment.tokens.len())) {
+                    embed_row(cpu, table, at + offset, position);
+                    add_assign(cpu, row, position);
+                }
+            }
+        }
+    }
+
+    /// Residual block around the attention.
+    fn attention_block(
+        &self,
+        cpu: &Cpu,
+        rows: Rows,
+        segments: &mut [Segment<'_>],
+        ws: &mut Workspace,
+        probe: &mut dyn Probe,
+    ) {
+        let d = self.config.hidden;
+        let layer = &self.layers[rows.layer];
+        let pre = self.config.norm_placement == NormPlacement::Pre;
+        let residual = &mut ws.residual[..rows.count * d];
+        let input = if pre {
+            let normed = sized(&mut ws.normed, rows.count * d);
+            layer.attention_norm.apply(cpu, residual, d, normed);
+            &*normed
+        } else {
+            &*residual
+        };
+        let width = self.config.heads * self.config.head_dim;
+        let kv_width = self.config.kv_heads * self.config.head_dim;
+        let Attention { q, k, v, out, window } = &layer.attention;
+        let queries = sized(&mut ws.queries, rows.count * width);
+        let keys = sized(&mut ws.keys, rows.count * kv_width);
+        let values = sized(&mut ws.values, rows.count * kv_width);
+        q.apply(cpu, input, queries);
+        k.apply(cpu, input, keys);
+        v.apply(cpu, input, values);
+        let contexts = sized(&mut ws.contexts, rows.count * width);
+        let shape = AttentionShape {
+            heads: self.config.heads,
+            kv_heads: self.config.kv_heads,
+            head_dim: self.config.head_dim,
+            window: *window,
+            scale: (self.config.head_dim as f32).powf(-0.5),
+        };
+        let mut row = 0;
+        for segment in segments {
+            let here = row..row + segment.tokens.len();
+            row = here.end;
+            let start = segment.cache.len();
+            let q = &mut queries[here.start * width..here.end * width];
+            let k = &mut keys[here.start * kv_width..here.end * kv_width];
+            if let Some(table) = &self.rope {
+                rope(cpu, q, shape.heads, shape.head_dim, table, start);
+                rope(cpu, k, shape.kv_heads, shape.head_dim, table, start);
+            }
+            segment.cache.store(rows.layer, k, &values[here.start * kv_width..here.end * kv_width]);
+            let kv = segment.cache.layer(rows.layer);
+            let context = &mut contexts[here.start * width..here.end * width];
+            attention(cpu, &shape, q, &kv.keys, &kv.values, segment.cache.capacity(), start, context);
+        }
+        probe.contexts(rows, contexts);
+        let block = sized(&mut ws.block, rows.count * d);
+        out.apply(cpu, contexts, block);
+        add_assign(cpu, residual, block);
+        if !pre {
+            layer.attention_norm.apply(cpu, residual, d, block);
+            residual.copy_from_slice(block);
+        }
+    }
+
+    /// Residual block around the FFN.
+    fn ffn_block(&self, cpu: &Cpu, rows: Rows, ws: &mut Workspace, probe: &mut dyn Probe) {
+        let (d, f) = (self.config.hidden, self.config.ffn);
+        let layer = &self.layers[rows.layer];
+        let pre = self.config.norm_placement == NormPlacement::Pre;
+        let residual = &mut ws.residual[..rows.count * d];
+        let input = if pre {
+            let normed = sized(&mut ws.normed, rows.count * d);
+            layer.ffn_norm.apply(cpu, residual, d, normed);
+            &*normed
+        } else {
+            &*residual
+        };
+        let inners = sized(&mut ws.inners, rows.count * f);
+        let block = sized(&mut ws.block, rows.count * d);
+        match &layer.ffn {
+            Ffn::Plain { fc1, fc2 } => {
+                fc1.apply(cpu, input, inners);
+                activate(cpu, self.config.activation, inners);
+                probe.inners(rows, inners);
+                fc2.apply(cpu, inners, block);
+            }
+            Ffn::Gated { gate, up, down } => {
+                let ups = sized(&mut ws.up, rows.count * f);
+                gate.apply(cpu, input, inners);
+                up.apply(cpu, input, ups);
+                gated(cpu, self.config.activation, inners, ups);
+                probe.inners(rows, inners);
+                down.apply(cpu, inners, block);
+            }
+        }
+        add_assign(cpu, residual, block);
+        if !pre {
+            layer.ffn_norm.apply(cpu, residual, d, block);
+            residual.copy_from_slice(block);
+        }
+    }
+}

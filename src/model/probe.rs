@@ -1,0 +1,37 @@
+//! Seams of the forward pass: see or change what flows between its parts.
+
+/// Shape of the rows that a probe is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rows {
+    /// Layer, from 0.
+    pub layer: usize,
+    /// Rows in this call: tokens of all segments, in order.
+    pub count: usize,
+}
+
+/// Called by the forward pass, layer by layer, on all rows at once.
+///
+/// Every method may change what it is shown; the pass goes on with the changed values. The default does nothing.
+pub trait Probe {
+    /// Residual stream entering layer `rows.layer`, `[rows, d]`; called with `layer == L` for the stream that leaves the
+    /// last layer, after the final norm where the model has one.
+    fn residual(&mut self, rows: Rows, values: &mut [f32]) {
+        let _ = (rows, values);
+    }
+
+    /// Contexts `A`: attention output before the output projection, `[rows, H, d_h]`.
+    fn contexts(&mut self, rows: Rows, values: &mut [f32]) {
+        let _ = (rows, values);
+    }
+
+    /// Inners `Z`: input of the second FFN matrix, `[rows, F]`.
+    fn inners(&mut self, rows: Rows, values: &mut [f32]) {
+        let _ = (rows, values);
+    }
+}
+
+/// Watches nothing.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NoProbe;
+
+impl Probe for NoProbe {}
