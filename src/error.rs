@@ -56,6 +56,24 @@ pub enum Error {
         /// The checkpoint.
         location: String,
     },
+    /// A model shape that is not in the list.
+    #[error("unknown shape {found:?}; known are {known}")]
+    UnknownShape {
+        /// The name as given.
+        found: String,
+        /// All names.
+        known: String,
+    },
+    /// A file or stream could not be read or written.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// What was tried, as a verb: "read", "write to".
+        action: &'static str,
+        /// The file.
+        path: std::path::PathBuf,
+        /// The operating system's reason.
+        source: std::io::Error,
+    },
     /// Windows for a perplexity that cannot be scored.
     #[error("{reason}")]
     Windows {

@@ -1,5 +1,6 @@
 //! `shadowllm logits`: logits at every position, for comparison with other engines.
 
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 
@@ -65,7 +66,7 @@ impl Logits {
             rows.extend_from_slice(logits);
             ControlFlow::Continue(())
         })?;
-        let mut file = SafetensorsWriter::create(&self.out, &[spec], &[])?;
+        let mut file = SafetensorsWriter::create(&self.out, &[spec], &BTreeMap::new())?;
         file.write("logits", bytemuck::cast_slice(&rows))?;
         file.finish()?;
         if self.json {

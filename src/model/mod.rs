@@ -21,6 +21,7 @@ mod forward;
 mod layer;
 mod load;
 mod probe;
+pub mod random;
 mod workspace;
 
 pub use bytes::ActiveBytes;

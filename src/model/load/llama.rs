@@ -1,6 +1,6 @@
 //! Tensor names of Llama, Mistral and Qwen2.
 
-use super::Reader;
+use super::{Layout, Reader};
 use crate::Error;
 use crate::model::{Attention, Ffn, Layer, Model};
 
@@ -43,4 +43,26 @@ pub(super) fn load(reader: &Reader<'_>) -> Result<Model, Error> {
         positions: None,
         layers,
     })
+}
+
+pub(super) fn layout(layout: &mut Layout<'_>) {
+    let c = layout.config;
+    let prefix = PREFIXES[0];
+    let (d, f, width, kv) = (c.hidden, c.ffn, c.heads * c.head_dim, c.kv_heads * c.head_dim);
+    layout.tensors.push((format!("{prefix}embed_tokens.weight"), vec![c.vocab, d]));
+    for i in 0..c.layers {
+        let at = |name: &str| format!("{prefix}layers.{i}.{name}");
+        layout.norm(&at("input_layernorm"));
+        layout.linear(&at("self_attn.q_proj"), width, d, c.bias.qkv);
+        layout.linear(&at("self_attn.k_proj"), kv, d, c.bias.qkv);
+        layout.linear(&at("self_attn.v_proj"), kv, d, c.bias.qkv);
+        layout.linear(&at("self_attn.o_proj"), d, width, c.bias.out);
+        layout.norm(&at("post_attention_layernorm"));
+        layout.linear(&at("mlp.gate_proj"), f, d, c.bias.ffn);
+        layout.linear(&at("mlp.up_proj"), f, d, c.bias.ffn);
+        layout.linear(&at("mlp.down_proj"), d, f, c.bias.ffn);
+    }
+    if c.final_norm {
+        layout.norm(&format!("{prefix}norm"));
+    }
 }

@@ -24,6 +24,46 @@ impl Model {
     }
 }
 
+/// Names and shapes of all tensors of a model, as its `...ForCausalLM` class writes them.
+pub(super) fn layout(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
+    let mut layout = Layout { config, tensors: Vec::new() };
+    match config.architecture {
+        Architecture::Opt => opt::layout(&mut layout),
+        Architecture::Llama | Architecture::Mistral | Architecture::Qwen2 => llama::layout(&mut layout),
+    }
+    if !config.tied {
+        layout.tensors.push(("lm_head.weight".to_owned(), vec![config.vocab, config.embed_dim]));
+    }
+    layout.tensors
+}
+
+/// Collects the tensors of a model.
+struct Layout<'a> {
+    config: &'a ModelConfig,
+    tensors: Vec<(String, Vec<usize>)>,
+}
+
+impl Layout<'_> {
+    fn linear(&mut self, name: &str, rows: usize, cols: usize, bias: bool) {
+        self.tensors.push((format!("{name}.weight"), vec![rows, cols]));
+        if bias {
+            self.tensors.push((format!("{name}.bias"), vec![rows]));
+        }
+    }
+
+    fn norm(&mut self, name: &str) {
+        let (weight, bias) = match self.config.norm {
+            NormKind::LayerNorm { affine } => (affine, affine),
+            NormKind::RmsNorm => (true, false),
+        };
+        for (leaf, present) in [("weight", weight), ("bias", bias)] {
+            if present {
+                self.tensors.push((format!("{name}.{leaf}"), vec![self.config.hidden]));
+            }
+        }
+    }
+}
+
 /// Reads tensors of known shape.
 struct Reader<'a> {
     checkpoint: &'a Checkpoint,

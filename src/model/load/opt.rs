@@ -2,7 +2,7 @@
 
 use shadowllm_weights::Positions;
 
-use super::Reader;
+use super::{Layout, Reader};
 use crate::Error;
 use crate::model::{Attention, Ffn, Layer, Model};
 
@@ -54,4 +54,32 @@ pub(super) fn load(reader: &Reader<'_>) -> Result<Model, Error> {
         positions,
         layers,
     })
+}
+
+pub(super) fn layout(layout: &mut Layout<'_>) {
+    let c = layout.config;
+    let prefix = PREFIXES[0];
+    let (d, f, e, width, kv) = (c.hidden, c.ffn, c.embed_dim, c.heads * c.head_dim, c.kv_heads * c.head_dim);
+    layout.tensors.push((format!("{prefix}embed_tokens.weight"), vec![c.vocab, e]));
+    if let Positions::Learned { offset } = c.positions {
+        layout.tensors.push((format!("{prefix}embed_positions.weight"), vec![c.max_positions + offset, d]));
+    }
+    if e != d {
+        layout.linear(&format!("{prefix}project_in"), d, e, false);
+        layout.linear(&format!("{prefix}project_out"), e, d, false);
+    }
+    for i in 0..c.layers {
+        let at = |name: &str| format!("{prefix}layers.{i}.{name}");
+        layout.norm(&at("self_attn_layer_norm"));
+        layout.linear(&at("self_attn.q_proj"), width, d, c.bias.qkv);
+        layout.linear(&at("self_attn.k_proj"), kv, d, c.bias.qkv);
+        layout.linear(&at("self_attn.v_proj"), kv, d, c.bias.qkv);
+        layout.linear(&at("self_attn.out_proj"), d, width, c.bias.out);
+        layout.norm(&at("final_layer_norm"));
+        layout.linear(&at("fc1"), f, d, c.bias.ffn);
+        layout.linear(&at("fc2"), d, f, c.bias.ffn);
+    }
+    if c.final_norm {
+        layout.norm(&format!("{prefix}final_layer_norm"));
+    }
 }
