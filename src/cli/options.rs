@@ -57,45 +57,46 @@ impl ModelArgs {
     }
 }
 
-/// How the next token is chosen.
+/// How the next token is chosen. What is not given is taken from the command's defaults.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Sampling")]
 pub(super) struct SamplingArgs {
     /// 0 takes the most likely token every time; higher is more varied.
-    #[arg(long, default_value_t = 0.0, value_name = "X")]
-    pub temperature: f32,
+    #[arg(long, value_name = "X")]
+    temperature: Option<f32>,
 
     /// Only the K most likely tokens; 0 for all.
-    #[arg(long, default_value_t = 0, value_name = "K")]
-    pub top_k: usize,
+    #[arg(long, value_name = "K")]
+    top_k: Option<usize>,
 
-    /// Only the most likely tokens that together have probability P.
-    #[arg(long, default_value_t = 1.0, value_name = "P")]
-    pub top_p: f32,
+    /// Only the most likely tokens that together have probability P; 1 for all.
+    #[arg(long, value_name = "P")]
+    top_p: Option<f32>,
 
-    /// Only tokens at least P times as likely as the most likely one.
-    #[arg(long, default_value_t = 0.0, value_name = "P")]
-    pub min_p: f32,
+    /// Only tokens at least P times as likely as the most likely one; 0 for all.
+    #[arg(long, value_name = "P")]
+    min_p: Option<f32>,
 
-    /// Divides the logits of tokens that occurred already; 1 does nothing.
-    #[arg(long, default_value_t = 1.0, value_name = "X")]
-    pub repetition_penalty: f32,
+    /// Makes tokens that occurred already less likely; 1 does nothing.
+    #[arg(long, value_name = "X")]
+    repetition_penalty: Option<f32>,
 
-    /// Seed of the random choice; the same seed gives the same text.
-    #[arg(long, default_value_t = 0, value_name = "N")]
-    pub seed: u64,
+    /// Seed of the random choice; the same seed gives the same text [default: 0].
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
 }
 
 impl SamplingArgs {
-    pub(super) fn options(&self) -> SamplerOptions {
+    /// The options given, over `base`.
+    pub(super) fn over(&self, base: &SamplerOptions) -> SamplerOptions {
         SamplerOptions {
-            temperature: self.temperature,
-            top_k: self.top_k,
-            top_p: self.top_p,
-            min_p: self.min_p,
-            repetition_penalty: self.repetition_penalty,
-            seed: self.seed,
-            ..SamplerOptions::default()
+            temperature: self.temperature.unwrap_or(base.temperature),
+            top_k: self.top_k.unwrap_or(base.top_k),
+            top_p: self.top_p.unwrap_or(base.top_p),
+            min_p: self.min_p.unwrap_or(base.min_p),
+            repetition_penalty: self.repetition_penalty.unwrap_or(base.repetition_penalty),
+            seed: self.seed.unwrap_or(base.seed),
+            ..base.clone()
         }
     }
 }

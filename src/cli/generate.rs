@@ -1,0 +1,212 @@
+//! `shadowllm generate`: continue a text.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use serde::Serialize;
+
+use super::console::{Console, read_text};
+use super::options::{ModelArgs, SamplingArgs};
+use crate::Result;
+use crate::generate::{Completion, CompletionOptions, Engine, Session, SessionOptions, StopReason, Timing};
+use crate::kernels::{Cpu, read_bandwidth};
+
+/// Continue a text.
+#[derive(Debug, Args)]
+pub(super) struct Generate {
+    #[command(flatten)]
+    model: ModelArgs,
+
+    /// Text to continue.
+    #[arg(value_name = "PROMPT", required_unless_present_any = ["prompt_file", "prompt_ids", "prompt_option"])]
+    prompt: Option<String>,
+
+    /// Text to continue, as an option.
+    #[arg(long = "prompt", value_name = "PROMPT", conflicts_with = "prompt")]
+    prompt_option: Option<String>,
+
+    /// File with the text to continue.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "prompt_option"])]
+    prompt_file: Option<PathBuf>,
+
+    /// Token ids to continue, used as they are; for models without a tokenizer.
+    #[arg(long, value_name = "ID,ID,...", value_delimiter = ',', conflicts_with_all = ["prompt", "prompt_option", "prompt_file"])]
+    prompt_ids: Option<Vec<u32>>,
+
+    /// Most tokens to generate.
+    #[arg(long, short = 'n', default_value_t = 128, value_name = "N")]
+    max_tokens: usize,
+
+    /// Most tokens of prompt and text together [default: the model's context].
+    #[arg(long, value_name = "N")]
+    context: Option<usize>,
+
+    /// End the text before this string; may be given several times.
+    #[arg(long, value_name = "TEXT")]
+    stop: Vec<String>,
+
+    /// Go on after the model's end-of-sequence token.
+    #[arg(long)]
+    ignore_eos: bool,
+
+    #[command(flatten)]
+    sampling: SamplingArgs,
+
+    /// Also measure the memory bandwidth of this machine, to compare with.
+    #[arg(long)]
+    bandwidth: bool,
+
+    /// Print one JSON document instead of the text as it comes.
+    #[arg(long)]
+    json: bool,
+}
+
+/// What `generate --json` prints.
+#[derive(Debug, Serialize)]
+struct Report<'a> {
+    /// Where the model came from.
+    model: &'a str,
+    /// The continuation, without the prompt; `null` if the model has no tokenizer.
+    text: Option<&'a str>,
+    /// Ids of the tokens generated.
+    tokens: &'a [u32],
+    /// What ended the text: `eos`, `stop_string`, `max_tokens`, `context_full`.
+    stop_reason: Option<StopReason>,
+    /// Number of prompt tokens.
+    prompt_tokens: usize,
+    /// Ids of the prompt.
+    prompt_ids: &'a [u32],
+    /// Prompt tokens per second.
+    prefill_tokens_per_second: f64,
+    /// Decode steps per second; `null` if fewer than two tokens were generated.
+    decode_tokens_per_second: Option<f64>,
+    /// Bytes that one decode step reads, on average.
+    bytes_per_token: Option<f64>,
+    /// Bytes read per second while decoding, in 10^9.
+    effective_gb_per_second: Option<f64>,
+    /// Read bandwidth of the machine with the same threads, in 10^9 bytes per second; only with `--bandwidth`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    read_gb_per_second: Option<f64>,
+    /// `effective_gb_per_second / read_gb_per_second`; only with `--bandwidth`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bandwidth_share: Option<f64>,
+    /// Instruction set of the kernels.
+    isa: String,
+    /// Threads.
+    threads: usize,
+}
+
+impl Generate {
+    pub(super) fn run(self, console: &mut Console) -> Result<()> {
+        let engine = self.model.engine()?;
+        let prompt = self.prompt_tokens(&engine)?;
+        let mut session = engine.session(SessionOptions { context: self.context })?;
+        let options = CompletionOptions {
+            sampler: self.sampling.over(&crate::generate::SamplerOptions::default()),
+            max_tokens: Some(self.max_tokens),
+            stop: self.stop.clone(),
+            ignore_eos: self.ignore_eos,
+        };
+        let live = !self.json;
+        let done = complete(console, &mut session, &prompt, &options, live)?;
+        let read = self.bandwidth.then(|| read_bandwidth(engine.cpu()));
+        let share = read.zip(done.timing.gb_per_second()).map(|(read, used)| used / read);
+        if self.json {
+            return console.json(&Report {
+                model: engine.location(),
+                text: engine.text().tokenizer.is_some().then_some(done.text.as_str()),
+                tokens: &done.tokens,
+                stop_reason: done.reason,
+                prompt_tokens: prompt.len(),
+                prompt_ids: &prompt,
+                prefill_tokens_per_second: done.timing.prompt_rate(),
+                decode_tokens_per_second: done.timing.decode_rate(),
+                bytes_per_token: done.timing.bytes_per_token(),
+                effective_gb_per_second: done.timing.gb_per_second(),
+                read_gb_per_second: read,
+                bandwidth_share: share,
+                isa: engine.cpu().isa().to_string(),
+                threads: engine.cpu().threads(),
+            });
+        }
+        console.line("")?;
+        if done.reason == Some(StopReason::ContextFull) {
+            let context = session.tokens().len();
+            console.note(&format!("stopped: the context of {context} tokens is full"));
+        }
+        console.note(&speed(&done.timing, engine.cpu(), read));
+        Ok(())
+    }
+
+    fn prompt_tokens(&self, engine: &Engine) -> Result<Vec<u32>> {
+        if let Some(ids) = &self.prompt_ids {
+            return Ok(ids.clone());
+        }
+        let tokenizer = engine.tokenizer()?;
+        let text = match &self.prompt_file {
+            Some(path) => read_text(path)?,
+            None => self.prompt.clone().or_else(|| self.prompt_option.clone()).unwrap_or_default(),
+        };
+        Ok(tokenizer.encode(&text, true)?)
+    }
+}
+
+/// A finished completion.
+pub(super) struct Done {
+    pub text: String,
+    pub tokens: Vec<u32>,
+    pub reason: Option<StopReason>,
+    pub timing: Timing,
+}
+
+/// Generates on `session`; with `live` the text, or the ids where there is no tokenizer, goes to standard output as it
+/// comes. Ctrl-C ends the text, not the program.
+pub(super) fn complete(
+    console: &mut Console,
+    session: &mut Session,
+    prompt: &[u32],
+    options: &CompletionOptions,
+    live: bool,
+) -> Result<Done> {
+    let has_text = session.engine().text().tokenizer.is_some();
+    let mut completion = Completion::start(session, prompt, options)?;
+    let mut text = String::new();
+    while console.go_on().is_continue() {
+        let Some(piece) = completion.next_token()? else { break };
+        text.push_str(piece.text);
+        if live && has_text {
+            console.text(piece.text)?;
+        } else if live {
+            console.text(&format!("{} ", piece.token))?;
+        }
+    }
+    let rest = completion.finish_text();
+    text.push_str(rest);
+    if live {
+        console.text(rest)?;
+    }
+    let (tokens, reason, timing) = (completion.tokens().to_vec(), completion.stop_reason(), completion.timing());
+    Ok(Done { text, tokens, reason, timing })
+}
+
+/// One line on how fast a completion was.
+pub(super) fn speed(timing: &Timing, cpu: &Cpu, read: Option<f64>) -> String {
+    let mut line = format!(
+        "{} prompt tokens at {:.0} tokens/s; {} ({}, {} threads)",
+        timing.prompt_tokens,
+        timing.prompt_rate(),
+        match (timing.decode_rate(), timing.bytes_per_token(), timing.gb_per_second()) {
+            (Some(rate), Some(bytes), Some(used)) => format!(
+                "decoding {rate:.1} tokens/s, {:.1} MB per token, {used:.1} GB/s",
+                bytes / 1e6
+            ),
+            _ => "nothing decoded".to_owned(),
+        },
+        cpu.isa(),
+        cpu.threads(),
+    );
+    if let (Some(read), Some(used)) = (read, timing.gb_per_second()) {
+        line += &format!("; this machine reads {read:.1} GB/s, {:.0} % of it used", 100.0 * used / read);
+    }
+    line
+}

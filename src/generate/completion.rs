@@ -1,0 +1,244 @@
+//! Generating: sample, stream, stop.
+
+use std::time::Instant;
+
+use super::{Sampler, SamplerOptions, Session};
+#[cfg(feature = "tokenizer")]
+use super::{StopStrings, TextStream};
+use super::StopTokens;
+use crate::Result;
+
+/// Settings of a [`Completion`].
+#[derive(Clone, Debug, Default)]
+pub struct CompletionOptions {
+    /// How tokens are chosen; the default takes the most likely one.
+    pub sampler: SamplerOptions,
+    /// Most tokens to generate; `None`: until something else ends the text.
+    pub max_tokens: Option<usize>,
+    /// Strings that end the text; they are not part of it. Needs a tokenizer.
+    #[cfg(feature = "tokenizer")]
+    pub stop: Vec<String>,
+    /// Goes on after an end-of-sequence token.
+    pub ignore_eos: bool,
+}
+
+/// What ended a completion.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StopReason {
+    /// The model said so with an end-of-sequence token.
+    Eos,
+    /// A stop string.
+    StopString,
+    /// As many tokens as were asked for.
+    MaxTokens,
+    /// The session's context holds no more.
+    ContextFull,
+}
+
+/// One generated token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Piece<'a> {
+    /// Its id.
+    pub token: u32,
+    /// Text that has become certain with it: whole characters, perhaps none. Empty without a tokenizer.
+    pub text: &'a str,
+}
+
+/// Speed and bytes of a completion.
+#[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize)]
+pub struct Timing {
+    /// Tokens of the prompt.
+    pub prompt_tokens: usize,
+    /// Time to process them.
+    pub prompt_seconds: f64,
+    /// Decode steps: passes of one token. One less than the tokens generated, for the first comes from the prompt.
+    pub decode_steps: usize,
+    /// Time of all decode steps with sampling.
+    pub decode_seconds: f64,
+    /// Bytes that all decode steps read, as declared by the model.
+    pub decode_bytes: u64,
+}
+
+impl Timing {
+    /// Prompt tokens per second.
+    pub fn prompt_rate(&self) -> f64 {
+        self.prompt_tokens as f64 / self.prompt_seconds
+    }
+
+    /// Decode steps per second; `None` if there was none.
+    pub fn decode_rate(&self) -> Option<f64> {
+        (self.decode_steps > 0).then(|| self.decode_steps as f64 / self.decode_seconds)
+    }
+
+    /// Bytes read by a decode step, on average; `None` if there was none.
+    pub fn bytes_per_token(&self) -> Option<f64> {
+        (self.decode_steps > 0).then(|| self.decode_bytes as f64 / self.decode_steps as f64)
+    }
+
+    /// Bytes read per second of decoding, in 10^9; `None` if there was no step.
+    pub fn gb_per_second(&self) -> Option<f64> {
+        (self.decode_steps > 0).then(|| self.decode_bytes as f64 / self.decode_seconds / 1e9)
+    }
+}
+
+/// A text being generated on a session. Text appears as soon as it is certain; the next token is computed only when it
+/// is asked for.
+///
+#[cfg_attr(
+    feature = "tokenizer",
+    doc = r#"
+```
+# use shadowllm::{Engine, EngineOptions, SessionOptions};
+use shadowllm::generate::{Completion, CompletionOptions};
+
+# fn main() -> shadowllm::Result<()> {
+let engine = Engine::open("embedded", EngineOptions::default())?;
+let prompt = engine.tokenizer()?.encode("Once upon a time", true)?;
+let mut session = engine.session(SessionOptions::default())?;
+let options = CompletionOptions { max_tokens: Some(5), ..CompletionOptions::default() };
+let mut completion = Completion::start(&mut session, &prompt, &options)?;
+let mut text = String::new();
+while let Some(piece) = completion.next_token()? {
+    text.push_str(piece.text);
+}
+text.push_str(completion.finish_text());
+assert_eq!(text, ", and the whole of");
+# Ok(())
+# }
+```
+"#
+)]
+#[derive(Debug)]
+pub struct Completion<'s> {
+    session: &'s mut Session,
+    sampler: Sampler,
+    eos: StopTokens,
+    max_tokens: usize,
+    tokens: Vec<u32>,
+    /// Sampled, but not yet run through the model.
+    pending: Option<u32>,
+    reason: Option<StopReason>,
+    timing: Timing,
+    #[cfg(feature = "tokenizer")]
+    stream: Option<TextStream>,
+    /// Text of the last piece.
+    text: String,
+}
+
+/// Tokens that memory is taken for in advance when the length is not known.
+const RESERVE: usize = 256;
+
+impl<'s> Completion<'s> {
+    /// Processes `prompt` after whatever the session holds already.
+    ///
+    /// # Errors
+    /// [`crate::Error::Generate`] for impossible sampling settings or stop strings, [`crate::Error::NoTokenizer`] for
+    /// stop strings without a tokenizer, and those of [`Session::prefill`].
+    pub fn start(session: &'s mut Session, prompt: &[u32], options: &CompletionOptions) -> Result<Self> {
+        let sampler = Sampler::new(options.sampler.clone())?;
+        #[cfg(feature = "tokenizer")]
+        let stop = StopStrings::new(options.stop.iter().cloned())?;
+        #[cfg(feature = "tokenizer")]
+        if !stop.is_empty() {
+            session.engine().tokenizer()?;
+        }
+        let eos = if options.ignore_eos { Vec::new() } else { session.engine().config().eos.clone() };
+        let max_tokens = options.max_tokens.unwrap_or(usize::MAX);
+        session.check(prompt)?;
+        let wanted = session.tokens().len() + prompt.len() + max_tokens.min(RESERVE);
+        session.reserve(wanted);
+        let start = Instant::now();
+        session.prefill(prompt)?;
+        let timing = Timing {
+            prompt_tokens: prompt.len(),
+            prompt_seconds: start.elapsed().as_secs_f64(),
+            ..Timing::default()
+        };
+        Ok(Completion {
+            #[cfg(feature = "tokenizer")]
+            stream: session.engine().tokenizer().ok().map(|t| TextStream::after(t, session.tokens()).stop_at(&stop)),
+            reason: (max_tokens == 0).then_some(StopReason::MaxTokens),
+            tokens: Vec::with_capacity(max_tokens.min(RESERVE)),
+            eos: StopTokens::new(eos),
+            pending: None,
+            text: String::new(),
+            sampler,
+            session,
+            max_tokens,
+            timing,
+        })
+    }
+
+    /// Generates one token; `None` when the text has ended.
+    ///
+    /// # Errors
+    /// [`crate::Error::Generate`] if the logits are not finite.
+    pub fn next_token(&mut self) -> Result<Option<Piece<'_>>> {
+        if self.reason.is_some() {
+            return Ok(None);
+        }
+        let start = Instant::now();
+        if let Some(token) = self.pending.take() {
+            let position = self.session.tokens().len();
+            self.session.step(token)?;
+            self.timing.decode_steps += 1;
+            self.timing.decode_bytes += self.session.engine().model().active_bytes(position).total();
+        }
+        let token = self.sampler.sample(self.session.logits(), self.session.tokens())?;
+        if self.timing.decode_steps > 0 {
+            self.timing.decode_seconds += start.elapsed().as_secs_f64();
+        }
+        self.tokens.push(token);
+        self.pending = Some(token);
+        let stopped = self.write(token);
+        if self.eos.contains(token) {
+            self.reason = Some(StopReason::Eos);
+        } else if stopped {
+            self.reason = Some(StopReason::StopString);
+        } else if self.tokens.len() >= self.max_tokens {
+            self.reason = Some(StopReason::MaxTokens);
+        } else if self.session.remaining() == 0 {
+            self.reason = Some(StopReason::ContextFull);
+        }
+        Ok(Some(Piece { token, text: &self.text }))
+    }
+
+    /// Puts the text that is certain with `token` into `self.text`; whether a stop string has ended it.
+    fn write(&mut self, token: u32) -> bool {
+        self.text.clear();
+        #[cfg(feature = "tokenizer")]
+        if let Some(stream) = &mut self.stream {
+            self.text.push_str(stream.push(token));
+            return stream.stopped().is_some();
+        }
+        let _ = token;
+        false
+    }
+
+    /// Text that was held back because it might have become a stop string or a longer character. Call it once, at the
+    /// end.
+    pub fn finish_text(&mut self) -> &str {
+        self.text.clear();
+        #[cfg(feature = "tokenizer")]
+        if let Some(stream) = &mut self.stream {
+            self.text.push_str(stream.finish());
+        }
+        &self.text
+    }
+
+    /// The tokens generated so far, an end-of-sequence token included.
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    /// What ended the text; `None` while it goes on.
+    pub fn stop_reason(&self) -> Option<StopReason> {
+        self.reason
+    }
+
+    /// Speed and bytes so far.
+    pub fn timing(&self) -> Timing {
+        self.timing
+    }
+}
