@@ -6,16 +6,32 @@
 //!
 //! The way in is [`Checkpoint::open`]: a directory becomes a [`ModelConfig`] and named [`TensorData`].
 
+mod checkpoint;
+mod closest;
 mod config;
 mod dtype;
+#[cfg(feature = "embedded-model")]
+mod embedded;
 mod error;
+mod files;
+mod header;
+mod index;
+mod progress;
+mod shards;
 mod storage;
 mod tensor;
 
+pub use checkpoint::Checkpoint;
 pub use config::{
     Activation, Architecture, Biases, ModelConfig, NormKind, NormPlacement, Positions, Rope, RopeScaling,
 };
 pub use dtype::DType;
 pub use error::{Error, Result};
+pub use header::{HeaderTensor, parse_safetensors_header};
+pub use index::parse_safetensors_index;
+pub use progress::Progress;
 pub use storage::Storage;
 pub use tensor::TensorData;
+
+#[cfg(target_endian = "big")]
+compile_error!("weights are little-endian on disk and used in place; big-endian processors are not supported");

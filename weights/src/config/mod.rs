@@ -3,7 +3,18 @@
 //! Hugging Face writes a different `config.json` for every architecture and has changed its style over time. The engine sees
 //! only this normalised form: what to compute, with every default filled in.
 
-use crate::DType;
+mod fields;
+mod generation;
+mod limits;
+mod llama;
+mod opt;
+mod rope;
+mod write;
+
+use crate::{DType, Error, Result};
+use fields::Fields;
+
+pub(crate) use generation::GenerationDefaults;
 
 /// Which family a checkpoint's tensor names and defaults come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -16,6 +27,81 @@ pub enum Architecture {
     Mistral,
     /// `Qwen2ForCausalLM`.
     Qwen2,
+}
+
+impl Architecture {
+    /// `model_type` in `config.json`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Architecture::Opt => "opt",
+            Architecture::Llama => "llama",
+            Architecture::Mistral => "mistral",
+            Architecture::Qwen2 => "qwen2",
+        }
+    }
+
+    /// First of `architectures` in `config.json`.
+    pub const fn class_name(self) -> &'static str {
+        match self {
+            Architecture::Opt => "OPTForCausalLM",
+            Architecture::Llama => "LlamaForCausalLM",
+            Architecture::Mistral => "MistralForCausalLM",
+            Architecture::Qwen2 => "Qwen2ForCausalLM",
+        }
+    }
+
+    const ALL: [Architecture; 4] = [Architecture::Opt, Architecture::Llama, Architecture::Mistral, Architecture::Qwen2];
+
+    /// By `model_type`, or by `architectures` where an old file has no `model_type`.
+    fn of(fields: &Fields) -> Result<Self> {
+        if let Some(found) = fields.text("model_type")? {
+            return Self::ALL
+                .into_iter()
+                .find(|a| a.name() == found)
+                .ok_or_else(|| Error::UnsupportedModel { found: format!("{found:?}") });
+        }
+        let classes = fields.texts("architectures")?.unwrap_or_default();
+        // Also the class without the LM head, as some old OPT files say `OPTModel`.
+        let base = |class: &str| class.trim_end_matches("ForCausalLM").trim_end_matches("Model").to_owned();
+        Self::ALL.into_iter().find(|a| classes.iter().any(|class| base(class) == base(a.class_name()))).ok_or_else(
+            || Error::UnsupportedModel {
+                found: if classes.is_empty() {
+                    "(config.json has neither model_type nor architectures)".to_owned()
+                } else {
+                    format!("{:?}", classes.join(", "))
+                },
+            },
+        )
+    }
+}
+
+impl Activation {
+    /// By the name that transformers uses.
+    fn of(key: &str, name: &str) -> Result<Self> {
+        match name {
+            "relu" => Ok(Activation::Relu),
+            "gelu" | "gelu_python" => Ok(Activation::Gelu),
+            "gelu_new" | "gelu_fast" | "gelu_pytorch_tanh" | "gelu_accurate" | "gelu_python_tanh" => {
+                Ok(Activation::GeluTanh)
+            }
+            "silu" | "swish" => Ok(Activation::Silu),
+            other => Err(Error::UnsupportedFeature {
+                feature: format!("{key} {other:?}"),
+                supported: "supported are relu, gelu, gelu_new, gelu_fast, gelu_pytorch_tanh, silu and swish"
+                    .to_owned(),
+            }),
+        }
+    }
+
+    /// Name in `config.json`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Activation::Relu => "relu",
+            Activation::Gelu => "gelu",
+            Activation::GeluTanh => "gelu_pytorch_tanh",
+            Activation::Silu => "silu",
+        }
+    }
 }
 
 /// Normalisation in front of (or behind) each block.
@@ -158,4 +244,36 @@ pub struct ModelConfig {
     pub eos: Vec<u32>,
     /// Padding token.
     pub pad: Option<u32>,
+}
+
+impl ModelConfig {
+    /// Reads a `config.json`, in the style of transformers 4 (`rope_theta`, `rope_scaling`, `torch_dtype`) or 5
+    /// (`rope_parameters`, `dtype`). Missing keys take the defaults of the family's configuration class.
+    ///
+    /// # Errors
+    /// One of the variants under "Configurations" of [`Error`]: not JSON, a value that cannot be, a family or a feature that the
+    /// engine does not have, sizes that contradict each other or overflow.
+    pub fn from_json(bytes: &[u8]) -> Result<Self> {
+        let fields = Fields::parse(bytes)?;
+        let architecture = Architecture::of(&fields)?;
+        if let Some(quantization) = fields.object("quantization_config")? {
+            let method = quantization.text("quant_method")?.unwrap_or_else(|| "of unknown method".to_owned());
+            return Err(Error::UnsupportedFeature {
+                feature: format!("quantization_config ({method})"),
+                supported: "use the checkpoint in f32, f16 or bf16, or import a GGUF file of the model".to_owned(),
+            });
+        }
+        let mut config = match architecture {
+            Architecture::Opt => opt::read(&fields)?,
+            Architecture::Llama | Architecture::Mistral | Architecture::Qwen2 => llama::read(&fields, architecture)?,
+        };
+        limits::check(&mut config)?;
+        Ok(config)
+    }
+
+    /// Writes a `config.json` in the style of transformers 4, which transformers 5 reads too; `from_json` gives the same
+    /// configuration back.
+    pub fn to_json(&self) -> Vec<u8> {
+        write::to_json(self)
+    }
 }

@@ -1,0 +1,143 @@
+//! From safetensors files to named tensors: one file, or an index and its shards.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use safetensors::Dtype;
+
+use crate::header::parse_safetensors_header;
+use crate::index::parse_safetensors_index;
+use crate::{DType, Error, Result, Storage, TensorData, files};
+
+/// Name of the only file of an unsharded checkpoint.
+pub(crate) const SINGLE: &str = "model.safetensors";
+/// Name of the index of a sharded checkpoint.
+pub(crate) const INDEX: &str = "model.safetensors.index.json";
+/// Largest index accepted; real ones have under 10 MB.
+const MAX_INDEX: u64 = 64 << 20;
+
+/// A tensor of a file: readable, or of a type that the engine has no kernels for.
+pub(crate) enum Tensor {
+    /// Ready to use.
+    Loaded(TensorData),
+    /// Its type as written. An error only when the tensor is asked for: old checkpoints carry integer buffers nobody needs.
+    Unsupported(String),
+}
+
+/// Tensors by name, and the size of the files they are in.
+#[derive(Default)]
+pub(crate) struct Tensors {
+    pub(crate) by_name: BTreeMap<String, Tensor>,
+    pub(crate) bytes: u64,
+}
+
+/// The tensors of one safetensors file in `storage`. Reads the header only.
+///
+/// # Errors
+/// Those of [`parse_safetensors_header`], and [`Error::TensorMisaligned`].
+pub(crate) fn read_storage(storage: Storage) -> Result<Tensors> {
+    let header = parse_safetensors_header(storage.bytes())?;
+    let storage = Arc::new(storage);
+    let mut tensors = Tensors { by_name: BTreeMap::new(), bytes: storage.bytes().len() as u64 };
+    for entry in header {
+        let dtype = match entry.dtype {
+            Dtype::F32 => Some(DType::F32),
+            Dtype::F16 => Some(DType::F16),
+            Dtype::BF16 => Some(DType::BF16),
+            _ => None,
+        };
+        let tensor = match dtype {
+            None => Tensor::Unsupported(entry.dtype.to_string()),
+            Some(dtype) => {
+                if !entry.range.start.is_multiple_of(dtype.size()) {
+                    return Err(Error::TensorMisaligned {
+                        name: entry.name,
+                        offset: entry.range.start as u64,
+                        size: dtype.size(),
+                    });
+                }
+                Tensor::Loaded(TensorData::new(Arc::clone(&storage), entry.range, dtype, &entry.shape)?)
+            }
+        };
+        tensors.by_name.insert(entry.name, tensor);
+    }
+    Ok(tensors)
+}
+
+/// The tensors of a model directory.
+///
+/// # Errors
+/// [`Error::NoWeights`] if there is nothing to read; otherwise what is wrong with the index or a shard.
+pub(crate) fn read_directory(dir: &Path) -> Result<Tensors> {
+    let single = dir.join(SINGLE);
+    if single.exists() {
+        return read_file(&single);
+    }
+    let index = dir.join(INDEX);
+    match files::read_if_there(&index, MAX_INDEX)? {
+        Some(json) => {
+            let shard_of = parse_safetensors_index(&json).map_err(|e| e.in_file(&index))?;
+            read_shards(dir, &shard_of).map_err(|e| match e {
+                located @ (Error::InFile { .. } | Error::Io { .. } | Error::NotAFile { .. }) => located,
+                other => other.in_file(&index),
+            })
+        }
+        None => Err(Error::NoWeights { path: dir.to_owned(), hint: hint(dir) }),
+    }
+}
+
+fn read_file(path: &Path) -> Result<Tensors> {
+    read_storage(files::map(path)?).map_err(|e| e.in_file(path))
+}
+
+fn read_shards(dir: &Path, shard_of: &BTreeMap<String, String>) -> Result<Tensors> {
+    // Each shard with one of its tensors, to name in an error.
+    let mut shards: BTreeMap<&str, &str> = BTreeMap::new();
+    for (tensor, shard) in shard_of {
+        shards.entry(shard).or_insert(tensor);
+    }
+    let mut all = Tensors::default();
+    let mut found_in: BTreeMap<String, &str> = BTreeMap::new();
+    for (shard, tensor) in shards {
+        let path = dir.join(shard);
+        if !path.exists() {
+            return Err(Error::MissingShard { shard: shard.to_owned(), tensor: tensor.to_owned() });
+        }
+        let part = read_file(&path)?;
+        all.bytes += part.bytes;
+        for (name, tensor) in part.by_name {
+            if let Some(first) = found_in.insert(name.clone(), shard) {
+                return Err(Error::InTwoShards { tensor: name, first: first.to_owned(), second: shard.to_owned() });
+            }
+            all.by_name.insert(name, tensor);
+        }
+    }
+    for (tensor, shard) in shard_of {
+        if found_in.get(tensor) != Some(&shard.as_str()) {
+            return Err(Error::NotInShard { tensor: tensor.clone(), shard: shard.clone() });
+        }
+    }
+    Ok(all)
+}
+
+/// What a directory without safetensors has instead, and what to do with it.
+fn hint(dir: &Path) -> String {
+    let mut names: Vec<String> = std::fs::read_dir(dir)
+        .map(|entries| entries.flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect())
+        .unwrap_or_default();
+    names.sort();
+    let find = |wanted: &dyn Fn(&str) -> bool| names.iter().find(|name| wanted(name));
+    if let Some(name) = find(&|n| n.starts_with("pytorch_model") && n.contains(".bin")) {
+        return format!(
+            "it has {name}, which may run code when it is read: convert it to safetensors with transformers' save_pretrained"
+        );
+    }
+    if let Some(name) = find(&|n| n.ends_with(".gguf")) {
+        return format!("it has {name}: convert it with `shadowllm import`");
+    }
+    if let Some(name) = find(&|n| n.ends_with(".safetensors")) {
+        return format!("it has {name}: rename it, or restore the index if it is one of several shards");
+    }
+    "download or copy the weights".to_owned()
+}
