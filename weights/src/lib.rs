@@ -9,6 +9,7 @@
 mod config;
 mod dtype;
 mod error;
+mod progress;
 mod storage;
 mod tensor;
 
@@ -17,5 +18,6 @@ pub use config::{
 };
 pub use dtype::DType;
 pub use error::{Error, Result};
+pub use progress::Progress;
 pub use storage::Storage;
 pub use tensor::TensorData;
