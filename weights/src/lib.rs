@@ -12,6 +12,7 @@ mod error;
 mod progress;
 mod storage;
 mod tensor;
+mod writer;
 
 pub use config::{
     Activation, Architecture, Biases, ModelConfig, NormKind, NormPlacement, Positions, Rope, RopeScaling,
@@ -21,3 +22,4 @@ pub use error::{Error, Result};
 pub use progress::Progress;
 pub use storage::Storage;
 pub use tensor::TensorData;
+pub use writer::{SafetensorsWriter, TensorSpec, write_atomic};
