@@ -353,6 +353,48 @@ pub enum Error {
         /// Element size in bytes.
         size: usize,
     },
+
+    // Writing files.
+    /// A file could not be written; the temporary file was removed and what was at the path before is untouched.
+    #[error("cannot write {path}: {source}; the whole file takes {needed} bytes; nothing was replaced")]
+    Write {
+        /// The file that was to be made.
+        path: PathBuf,
+        /// Bytes of the complete file.
+        needed: u64,
+        /// The operating system's reason, such as a full disk.
+        source: std::io::Error,
+    },
+    /// A tensor was written that the file's header does not have.
+    #[error(
+        "tensor {name:?} was not declared when {path} was begun; declare every tensor of a file before the first write"
+    )]
+    UndeclaredTensor {
+        /// The file that was to be made.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+    },
+    /// A tensor was given more or fewer bytes than its header entry asks for.
+    #[error("tensor {name:?} of {path} takes {expected} bytes, but was given {found}")]
+    TensorBytes {
+        /// The file that was to be made.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// Bytes declared.
+        expected: usize,
+        /// Bytes given.
+        found: usize,
+    },
+    /// One name for two tensors of a file.
+    #[error("tensor {name:?} occurs twice in {path}; a name stands for one tensor")]
+    DuplicateTensor {
+        /// The file.
+        path: PathBuf,
+        /// The name.
+        name: String,
+    },
 }
 
 impl Error {

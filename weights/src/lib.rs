@@ -20,6 +20,7 @@ mod progress;
 mod shards;
 mod storage;
 mod tensor;
+mod writer;
 
 pub use checkpoint::Checkpoint;
 pub use config::{
@@ -32,6 +33,7 @@ pub use index::parse_safetensors_index;
 pub use progress::Progress;
 pub use storage::Storage;
 pub use tensor::TensorData;
+pub use writer::{SafetensorsWriter, TensorSpec, write_atomic};
 
 #[cfg(target_endian = "big")]
 compile_error!("weights are little-endian on disk and used in place; big-endian processors are not supported");
