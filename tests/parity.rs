@@ -2,16 +2,20 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod support;
+
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use safetensors::SafeTensors;
 use serde::Deserialize;
-use shadowllm::kernels::{CpuOptions, IsaName, argmax};
+use shadowllm::kernels::{CpuOptions, argmax};
 use shadowllm::model::{Probe, Rows};
 use shadowllm::weights::Checkpoint;
 use shadowllm::{Engine, EngineOptions, SessionOptions};
+
+use support::{isas, largest_difference};
 
 /// Largest difference of a logit, as the project promises.
 const LOGIT_TOLERANCE: f32 = 1e-4;
@@ -56,19 +60,6 @@ fn reference(dir: &Path) -> Reference {
 
 fn engine(dir: &Path, cpu: CpuOptions) -> Engine {
     Engine::load(&Checkpoint::open(dir).unwrap(), EngineOptions { cpu }).unwrap()
-}
-
-/// Every instruction set of this processor, or the one that the environment asks for.
-fn isas() -> Vec<IsaName> {
-    match std::env::var("SHADOWLLM_ISA") {
-        Ok(name) => vec![name.parse().unwrap()],
-        Err(_) => IsaName::available(),
-    }
-}
-
-fn largest_difference(got: &[f32], want: &[f32]) -> f32 {
-    assert_eq!(got.len(), want.len());
-    got.iter().zip(want).map(|(g, w)| (g - w).abs()).fold(0.0, |a, b| if b.is_nan() { f32::INFINITY } else { a.max(b) })
 }
 
 #[test]
