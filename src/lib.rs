@@ -1,1 +1,3 @@
 //! shadowllm
+
+pub mod generate;
