@@ -1,0 +1,67 @@
+//! From text to tokens and back: tokenizers, sampling, stop strings, streaming and chat templates.
+//!
+//! A model maps token ids to logits and knows nothing of text. What a user sees, text that appears word by word, in the
+//! style asked for, and ends where it should, is made here. This module in turn knows nothing of the model: it takes
+//! `&[f32]` logits and `&[u32]` ids, so each part is tested without one, and another engine could use it.
+//!
+//! ```text
+//! messages --ChatTemplate--> prompt --Tokenizer--> ids --(model)--> logits --Sampler--> id
+//!                                                                                       |
+//!                user <--text-- TextStream ( tokens to text, then StopMatcher ) <-------+
+//! ```
+//!
+//! | file | idea |
+//! | --- | --- |
+//! | `sampler` | [`SamplerOptions`], [`Sampler`]: the next token, by Hugging Face's rules and a fixed random stream |
+//! | `logits` | [`greedy`], [`log_prob`], [`top_log_probs`]: reading logits without sorting the vocabulary |
+//! | `stop` | [`StopTokens`], [`StopStrings`], [`StopMatcher`]: when a text ends |
+//! | `defaults` | [`GenerationDefaults`]: the settings published with a model |
+//! | `tokenizer`, `tokenizer_config`, `vocab_merges` | `Tokenizer`: text to ids, from any of the layouts in which models are published |
+//! | `detokenizer`, `stream` | `TextStream`: ids to text, never half a character, never part of a stop string |
+//! | `chat`, `template` | `ChatTemplate`: a conversation as the prompt its model was trained on |
+//!
+//! The last three rows need the feature `tokenizer`. Without it a session works on token ids.
+
+mod defaults;
+mod error;
+mod logits;
+mod sampler;
+mod stop;
+
+#[cfg(feature = "tokenizer")]
+mod chat;
+#[cfg(feature = "tokenizer")]
+mod detokenizer;
+#[cfg(feature = "tokenizer")]
+mod stream;
+#[cfg(feature = "tokenizer")]
+mod template;
+#[cfg(feature = "tokenizer")]
+mod tokenizer;
+#[cfg(feature = "tokenizer")]
+mod tokenizer_config;
+#[cfg(feature = "tokenizer")]
+mod vocab_merges;
+
+pub use defaults::GenerationDefaults;
+pub use error::GenerateError;
+pub use logits::{TokenLogProb, greedy, log_prob, top_log_probs};
+pub use sampler::{Sampler, SamplerOptions};
+pub use stop::{StopMatcher, StopStrings, StopTokens};
+
+#[cfg(feature = "tokenizer")]
+pub use chat::{ChatMessage, ChatOptions, ChatTemplate};
+#[cfg(feature = "tokenizer")]
+pub use stream::TextStream;
+#[cfg(feature = "tokenizer")]
+pub use tokenizer::Tokenizer;
+#[cfg(feature = "tokenizer")]
+pub use tokenizer_config::TokenizerConfig;
+
+/// A piece of user input for an error message: at most 120 characters of it.
+fn shorten(text: &str) -> String {
+    match text.char_indices().nth(120) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text.to_owned(),
+    }
+}
