@@ -9,6 +9,7 @@
 mod config;
 mod dtype;
 mod error;
+pub mod gguf;
 mod progress;
 mod storage;
 mod tensor;
