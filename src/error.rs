@@ -56,6 +56,14 @@ pub enum Error {
         /// The checkpoint.
         location: String,
     },
+    /// The model cannot chat.
+    #[error("{location}: {reason}")]
+    NoChatTemplate {
+        /// The checkpoint.
+        location: String,
+        /// Why there is no usable template.
+        reason: String,
+    },
     /// A model shape that is not in the list.
     #[error("unknown shape {found:?}; known are {known}")]
     UnknownShape {

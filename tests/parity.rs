@@ -117,8 +117,7 @@ fn loss_of_a_sequence() {
         let engine = engine(&dir, CpuOptions::default());
         let ids = &reference.loss.input_ids;
         let windows = shadowllm::eval::Windows { size: ids.len(), count: Some(1) };
-        let result =
-            shadowllm::eval::perplexity(&engine, ids, windows, &mut |_| ControlFlow::Continue(())).unwrap();
+        let result = shadowllm::eval::perplexity(&engine, ids, windows, &mut |_| ControlFlow::Continue(())).unwrap();
         let error = (result.nll - reference.loss.value).abs();
         assert!(error < 1e-3, "{}: loss {} instead of {}", dir.display(), result.nll, reference.loss.value);
     }
@@ -159,7 +158,8 @@ fn a_probe_sees_contexts_inners_and_residual_stream() {
         assert_eq!(recorder.seen.len(), 3 * layers + 1);
         for (name, got) in &recorder.seen {
             let want = want.tensor(name).unwrap();
-            let want: Vec<f32> = want.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
+            let want: Vec<f32> =
+                want.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
             let scale = want.iter().fold(1.0f32, |a, w| a.max(w.abs()));
             let worst = largest_difference(got, &want) / scale;
             assert!(worst < 1e-5, "{}: {name} is off by {worst} of its largest value", dir.display());

@@ -111,6 +111,9 @@ impl Chat {
     ) -> Result<String> {
         let prompt = template.render(messages, &ChatOptions::default())?;
         let ids = engine.tokenizer()?.encode(&prompt, false)?;
+        if ids.is_empty() {
+            return Err(Error::NoTokens);
+        }
         // At least the last token has to be run again: its logits choose the first token of the answer.
         let known = session.tokens().iter().zip(&ids).take_while(|(a, b)| a == b).count().min(ids.len() - 1);
         session.truncate(known);

@@ -115,6 +115,18 @@ impl Engine {
         &self.inner.text
     }
 
+    /// The chat template.
+    ///
+    /// # Errors
+    /// [`crate::Error::NoChatTemplate`] if the model has none or it is broken.
+    #[cfg(feature = "tokenizer")]
+    pub fn chat_template(&self) -> Result<&super::ChatTemplate> {
+        self.inner.text.chat.as_ref().map_err(|error| crate::Error::NoChatTemplate {
+            location: self.inner.location.clone(),
+            reason: error.to_string(),
+        })
+    }
+
     /// The tokenizer.
     ///
     /// # Errors

@@ -395,6 +395,23 @@ pub enum Error {
         /// The name.
         name: String,
     },
+
+    // GGUF import.
+    /// A GGUF file is damaged, or something in it cannot be imported.
+    #[error("cannot import {path}: {problem}")]
+    Gguf {
+        /// The GGUF file.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        problem: crate::gguf::GgufProblem,
+    },
+    /// The directory to be made is there already.
+    #[error("{path} exists and is not an empty directory; choose another name or remove it; nothing was changed")]
+    OutputExists {
+        /// The directory.
+        path: PathBuf,
+    },
 }
 
 impl Error {

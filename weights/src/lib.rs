@@ -14,6 +14,7 @@ mod dtype;
 mod embedded;
 mod error;
 mod files;
+pub mod gguf;
 mod header;
 mod index;
 mod progress;

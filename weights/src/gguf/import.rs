@@ -1,0 +1,177 @@
+//! GGUF file in, Hugging Face directory out.
+//!
+//! The engine reads one kind of checkpoint; other kinds are converted once. Tensors are streamed from the mapped file into the
+//! new one in pieces, so memory use does not grow with the model. The directory is made under a temporary name and renamed at
+//! the end: it is there whole or not at all.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use serde_json::Value;
+
+use super::config::{Hyper, SpecialIds};
+use super::problem::GgufProblem;
+use super::reader::Gguf;
+use super::tensors::{self, Plan};
+use super::tokenizer::{TokenizerFiles, tokenizer};
+use crate::writer::Temporary;
+use crate::{DType, Error, Progress, Result, SafetensorsWriter, write_atomic};
+
+/// What an import did.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ImportReport {
+    /// The new directory.
+    pub directory: PathBuf,
+    /// Architecture: "llama" or "qwen2".
+    pub architecture: String,
+    /// Type of the tensors written: "f32", "f16" or "bf16".
+    pub dtype: String,
+    /// Number of tensors written.
+    pub tensors: usize,
+    /// Number of values in them.
+    pub parameters: u64,
+    /// Number of tensors of each type in the GGUF file.
+    pub source_types: BTreeMap<String, usize>,
+    /// Bytes of `model.safetensors`.
+    pub bytes: u64,
+    /// Whether the embedding table is also the LM head.
+    pub tied: bool,
+    /// Number of tokens of the tokenizer; `None` if the GGUF file has none.
+    pub tokens: Option<usize>,
+}
+
+/// Everything that is known before the first byte is written.
+struct Prepared<'a> {
+    architecture: &'static str,
+    plan: Plan<'a>,
+    config: Value,
+    generation_config: Value,
+    tokenizer: Option<TokenizerFiles>,
+}
+
+/// Converts the GGUF file `gguf` into the new directory `out_dir`, with all tensors as `dtype`.
+///
+/// `out_dir` must not exist or be empty; its parents are made. While the import runs, the directory has a temporary name
+/// beside it; an error leaves nothing behind. The file must not be changed by others meanwhile: it is memory-mapped.
+///
+/// # Errors
+/// [`Error::Gguf`] says what is wrong with the file, [`Error::OutputExists`], [`Error::Io`], and [`Error::Write`] if the disk
+/// is full.
+pub fn import(gguf: &Path, out_dir: &Path, dtype: DType, progress: &dyn Progress) -> Result<ImportReport> {
+    let io = |action: &'static str, path: &Path| {
+        let path = path.to_owned();
+        move |source| Error::Io { action, path, source }
+    };
+    check_output(out_dir)?;
+    let file = File::open(gguf).map_err(io("open", gguf))?;
+    if file.metadata().map_err(io("open", gguf))?.is_dir() {
+        return Err(io("open", gguf)(std::io::ErrorKind::IsADirectory.into()));
+    }
+    // SAFETY: the mapping is private to this function and read only. Nothing can stop another process from truncating the
+    // file meanwhile, which is why the function's documentation forbids it.
+    let map = unsafe { memmap2::Mmap::map(&file) }.map_err(io("map", gguf))?;
+    let problem = |problem: GgufProblem| Error::Gguf { path: gguf.to_owned(), problem };
+    let parsed = Gguf::parse(&map).map_err(problem)?;
+    let prepared = prepare(&parsed, dtype).map_err(problem)?;
+
+    if let Some(parent) = out_dir.parent() {
+        fs::create_dir_all(parent).map_err(io("create", parent))?;
+    }
+    let temporary = Temporary::beside(out_dir);
+    fs::create_dir(temporary.path()).map_err(io("create", temporary.path()))?;
+    let bytes = write_tensors(&prepared.plan, &temporary.path().join("model.safetensors"), dtype, progress, gguf)?;
+    let write = |name: &str, value: &Value| {
+        let mut text = format!("{value:#}").into_bytes();
+        text.push(b'\n');
+        write_atomic(&temporary.path().join(name), &text)
+    };
+    write("config.json", &prepared.config)?;
+    write("generation_config.json", &prepared.generation_config)?;
+    if let Some(files) = &prepared.tokenizer {
+        write("tokenizer.json", &files.tokenizer)?;
+        write("tokenizer_config.json", &files.config)?;
+    }
+    check_output(out_dir)?;
+    if out_dir.exists() {
+        // Empty, as just checked; not every system renames onto an empty directory.
+        fs::remove_dir(out_dir).map_err(io("replace", out_dir))?;
+    }
+    temporary.keep().map_err(io("rename the finished import to", out_dir))?;
+
+    let tensors = &prepared.plan.tensors;
+    let mut source_types = BTreeMap::new();
+    for planned in tensors {
+        *source_types.entry(planned.tensor.quant.name().to_owned()).or_insert(0) += 1;
+    }
+    Ok(ImportReport {
+        directory: out_dir.to_owned(),
+        architecture: prepared.architecture.to_owned(),
+        dtype: dtype.name().to_owned(),
+        tensors: tensors.len(),
+        parameters: tensors.iter().map(|t| t.tensor.len() as u64).sum(),
+        source_types,
+        bytes,
+        tied: prepared.plan.found.tied,
+        tokens: prepared.tokenizer.as_ref().map(|t| t.tokens),
+    })
+}
+
+/// The output must be new or an empty directory.
+fn check_output(out_dir: &Path) -> Result<()> {
+    let exists = || Error::OutputExists { path: out_dir.to_owned() };
+    match fs::read_dir(out_dir) {
+        Ok(mut entries) => entries.next().map_or(Ok(()), |_| Err(exists())),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(_) => Err(exists()),
+    }
+}
+
+fn prepare<'a>(gguf: &Gguf<'a>, dtype: DType) -> Result<Prepared<'a>, GgufProblem> {
+    let hyper = Hyper::read(gguf)?;
+    let plan = tensors::plan(gguf, &hyper)?;
+    let special = SpecialIds::read(gguf, plan.found.vocab)?;
+    Ok(Prepared {
+        architecture: hyper.family.name(),
+        config: hyper.config(plan.found, &special, dtype),
+        generation_config: special.generation_config(),
+        tokenizer: tokenizer(gguf, &special, hyper.context(), plan.found.vocab)?,
+        plan,
+    })
+}
+
+/// Either kind of failure inside the conversion of a tensor.
+enum Failure {
+    Source(GgufProblem),
+    Target(Error),
+}
+
+impl From<GgufProblem> for Failure {
+    fn from(problem: GgufProblem) -> Self {
+        Failure::Source(problem)
+    }
+}
+
+/// Streams all tensors into a new safetensors file; returns its size.
+fn write_tensors(plan: &Plan, path: &Path, dtype: DType, progress: &dyn Progress, gguf: &Path) -> Result<u64> {
+    let specs: Vec<_> = plan.tensors.iter().map(|t| t.spec(dtype)).collect();
+    // Hugging Face loaders want to know which framework's layout this is.
+    let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
+    let mut writer = SafetensorsWriter::create(path, &specs, &metadata)?;
+    let bytes = writer.file_len();
+    progress.start("importing", Some(specs.iter().filter_map(|s| s.byte_len()).map(|n| n as u64).sum()));
+    let converted = plan.tensors.iter().try_for_each(|planned| {
+        planned.convert(dtype, |bytes| {
+            writer.append(&planned.name, bytes).map_err(Failure::Target)?;
+            progress.advance(bytes.len() as u64);
+            Ok(())
+        })
+    });
+    progress.finish();
+    match converted {
+        Ok(()) => writer.finish().map(|()| bytes),
+        Err(Failure::Target(error)) => Err(error),
+        Err(Failure::Source(problem)) => Err(Error::Gguf { path: gguf.to_owned(), problem }),
+    }
+}
