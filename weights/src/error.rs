@@ -415,6 +415,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// A failed operation on a file or directory.
+    pub(crate) fn io(action: &'static str, path: &std::path::Path, source: std::io::Error) -> Self {
+        Error::Io { action, path: path.to_owned(), source }
+    }
+
     /// Says in which file it happened.
     pub(crate) fn in_file(self, path: &std::path::Path) -> Self {
         Error::InFile { path: path.to_owned(), source: Box::new(self) }

@@ -5,7 +5,7 @@
 //! the end: it is there whole or not at all.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -16,8 +16,7 @@ use super::problem::GgufProblem;
 use super::reader::Gguf;
 use super::tensors::{self, Plan};
 use super::tokenizer::{TokenizerFiles, tokenizer};
-use crate::writer::Temporary;
-use crate::{DType, Error, Progress, Result, SafetensorsWriter, write_atomic};
+use crate::{DType, Error, Progress, Result, SafetensorsWriter, StagedDirectory};
 
 /// What an import did.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -60,32 +59,24 @@ struct Prepared<'a> {
 /// [`Error::Gguf`] says what is wrong with the file, [`Error::OutputExists`], [`Error::Io`], and [`Error::Write`] if the disk
 /// is full.
 pub fn import(gguf: &Path, out_dir: &Path, dtype: DType, progress: &dyn Progress) -> Result<ImportReport> {
-    let io = |action: &'static str, path: &Path| {
-        let path = path.to_owned();
-        move |source| Error::Io { action, path, source }
-    };
-    check_output(out_dir)?;
-    let file = File::open(gguf).map_err(io("open", gguf))?;
-    if file.metadata().map_err(io("open", gguf))?.is_dir() {
-        return Err(io("open", gguf)(std::io::ErrorKind::IsADirectory.into()));
+    let io = |action| move |source| Error::io(action, gguf, source);
+    let staged = StagedDirectory::create(out_dir)?;
+    let file = File::open(gguf).map_err(io("open"))?;
+    if file.metadata().map_err(io("open"))?.is_dir() {
+        return Err(io("open")(std::io::ErrorKind::IsADirectory.into()));
     }
     // SAFETY: the mapping is private to this function and read only. Nothing can stop another process from truncating the
     // file meanwhile, which is why the function's documentation forbids it.
-    let map = unsafe { memmap2::Mmap::map(&file) }.map_err(io("map", gguf))?;
+    let map = unsafe { memmap2::Mmap::map(&file) }.map_err(io("map"))?;
     let problem = |problem: GgufProblem| Error::Gguf { path: gguf.to_owned(), problem };
     let parsed = Gguf::parse(&map).map_err(problem)?;
     let prepared = prepare(&parsed, dtype).map_err(problem)?;
 
-    if let Some(parent) = out_dir.parent() {
-        fs::create_dir_all(parent).map_err(io("create", parent))?;
-    }
-    let temporary = Temporary::beside(out_dir);
-    fs::create_dir(temporary.path()).map_err(io("create", temporary.path()))?;
-    let bytes = write_tensors(&prepared.plan, &temporary.path().join("model.safetensors"), dtype, progress, gguf)?;
+    let bytes = write_tensors(&prepared.plan, &staged.path().join("model.safetensors"), dtype, progress, gguf)?;
     let write = |name: &str, value: &Value| {
         let mut text = format!("{value:#}").into_bytes();
         text.push(b'\n');
-        write_atomic(&temporary.path().join(name), &text)
+        staged.write(name, &text)
     };
     write("config.json", &prepared.config)?;
     write("generation_config.json", &prepared.generation_config)?;
@@ -93,12 +84,7 @@ pub fn import(gguf: &Path, out_dir: &Path, dtype: DType, progress: &dyn Progress
         write("tokenizer.json", &files.tokenizer)?;
         write("tokenizer_config.json", &files.config)?;
     }
-    check_output(out_dir)?;
-    if out_dir.exists() {
-        // Empty, as just checked; not every system renames onto an empty directory.
-        fs::remove_dir(out_dir).map_err(io("replace", out_dir))?;
-    }
-    temporary.keep().map_err(io("rename the finished import to", out_dir))?;
+    staged.finish()?;
 
     let tensors = &prepared.plan.tensors;
     let mut source_types = BTreeMap::new();
@@ -116,16 +102,6 @@ pub fn import(gguf: &Path, out_dir: &Path, dtype: DType, progress: &dyn Progress
         tied: prepared.plan.found.tied,
         tokens: prepared.tokenizer.as_ref().map(|t| t.tokens),
     })
-}
-
-/// The output must be new or an empty directory.
-fn check_output(out_dir: &Path) -> Result<()> {
-    let exists = || Error::OutputExists { path: out_dir.to_owned() };
-    match fs::read_dir(out_dir) {
-        Ok(mut entries) => entries.next().map_or(Ok(()), |_| Err(exists())),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Err(_) => Err(exists()),
-    }
 }
 
 fn prepare<'a>(gguf: &Gguf<'a>, dtype: DType) -> Result<Prepared<'a>, GgufProblem> {

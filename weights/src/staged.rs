@@ -1,0 +1,68 @@
+//! A new directory that appears whole or not at all.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::writer::Temporary;
+use crate::{Error, Result, write_atomic};
+
+/// A directory under a temporary name beside its target. [`StagedDirectory::finish`] renames it; dropping it before that
+/// removes it with everything in it.
+#[derive(Debug)]
+pub struct StagedDirectory {
+    temporary: Temporary,
+    target: PathBuf,
+}
+
+impl StagedDirectory {
+    /// Starts a directory that will be `target`. `target` must not exist or be empty; its parents are made.
+    ///
+    /// # Errors
+    /// [`Error::OutputExists`] if there is something at `target`, [`Error::Io`] if directories cannot be made.
+    pub fn create(target: &Path) -> Result<Self> {
+        check_empty(target)?;
+        if let Some(parent) = target.parent() {
+            fs::create_dir_all(parent).map_err(|source| Error::io("create", parent, source))?;
+        }
+        let temporary = Temporary::beside(target);
+        fs::create_dir(temporary.path()).map_err(|source| Error::io("create", temporary.path(), source))?;
+        Ok(StagedDirectory { temporary, target: target.to_owned() })
+    }
+
+    /// Where the files go until the end.
+    pub fn path(&self) -> &Path {
+        self.temporary.path()
+    }
+
+    /// Writes a small file.
+    ///
+    /// # Errors
+    /// [`Error::Write`] if the disk is full or not writable.
+    pub fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        write_atomic(&self.path().join(name), bytes)
+    }
+
+    /// Renames the directory to its target.
+    ///
+    /// # Errors
+    /// [`Error::OutputExists`] if something appeared at the target meanwhile, [`Error::Io`] if it cannot be renamed.
+    pub fn finish(self) -> Result<()> {
+        check_empty(&self.target)?;
+        if self.target.exists() {
+            // Empty, as just checked; not every system renames onto an empty directory.
+            fs::remove_dir(&self.target).map_err(|source| Error::io("replace", &self.target, source))?;
+        }
+        let Self { temporary, target } = self;
+        temporary.keep().map_err(|source| Error::io("rename the finished directory to", &target, source))
+    }
+}
+
+/// Whether there is nothing at `target` that could be lost.
+fn check_empty(target: &Path) -> Result<()> {
+    let exists = || Error::OutputExists { path: target.to_owned() };
+    match fs::read_dir(target) {
+        Ok(mut entries) => entries.next().map_or(Ok(()), |_| Err(exists())),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(_) => Err(exists()),
+    }
+}
