@@ -1,0 +1,316 @@
+//! The program as its users run it: output, JSON fields, help, and the message for every mistake.
+
+#![allow(clippy::unwrap_used)]
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+
+const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+
+struct Run {
+    code: Option<i32>,
+    out: String,
+    err: String,
+}
+
+fn command(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_shadowllm"));
+    // Nothing here may look into this machine's model cache or reach for the network.
+    command.args(args).env("HF_HUB_OFFLINE", "1").env("HF_HOME", "no-such-cache").current_dir(ROOT);
+    command
+}
+
+fn run(args: &[&str]) -> Run {
+    run_with_input(args, "")
+}
+
+fn run_with_input(args: &[&str], input: &str) -> Run {
+    let mut child =
+        command(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    Run {
+        code: output.status.code(),
+        out: String::from_utf8(output.stdout).unwrap(),
+        err: String::from_utf8(output.stderr).unwrap(),
+    }
+}
+
+fn json(args: &[&str]) -> Value {
+    let run = run(args);
+    assert_eq!(run.code, Some(0), "{}", run.err);
+    serde_json::from_str(&run.out).unwrap()
+}
+
+fn fixture(name: &str) -> String {
+    format!("{ROOT}/tests/fixtures/parity/{name}")
+}
+
+/// A copy of a fixture that a test may damage.
+fn copy(name: &str, into: &Path) -> PathBuf {
+    let to = into.join(name);
+    std::fs::create_dir(&to).unwrap();
+    for entry in std::fs::read_dir(fixture(name)).unwrap() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+    }
+    to
+}
+
+#[test]
+fn without_arguments_it_shows_the_main_job() {
+    let run = run(&[]);
+    assert_eq!(run.code, Some(0), "{}", run.err);
+    assert!(run.out.contains("> Once upon a time, and the whole of the world"), "{}", run.out);
+    assert!(run.out.contains("tokens/s") && run.out.contains("GB/s"), "{}", run.out);
+}
+
+#[test]
+fn help_of_every_command() {
+    let mut text = String::new();
+    for args in [
+        &["--help"][..],
+        &["generate", "--help"],
+        &["chat", "--help"],
+        &["inspect", "--help"],
+        &["import", "--help"],
+        &["eval", "--help"],
+        &["eval", "perplexity", "--help"],
+        &["logits", "--help"],
+        &["random-model", "--help"],
+    ] {
+        let run = run(args);
+        assert_eq!(run.code, Some(0));
+        text += &format!("$ shadowllm {}\n{}\n", args.join(" "), run.out);
+    }
+    insta::assert_snapshot!("help", text);
+}
+
+#[test]
+fn greedy_text_of_the_embedded_model() {
+    let run = run(&["generate", "Once upon a time", "-n", "32", "--ignore-eos"]);
+    assert_eq!(run.code, Some(0), "{}", run.err);
+    insta::assert_snapshot!("generate_embedded", run.out);
+    assert!(run.err.contains("decoding") && run.err.contains("MB per token"), "{}", run.err);
+}
+
+#[test]
+fn sampled_text_repeats_with_its_seed() {
+    let sample = |seed: &str| {
+        let args = ["generate", "The sea", "-n", "24", "--temperature", "0.9", "--top-p", "0.95", "--seed", seed];
+        run(&args).out
+    };
+    assert_eq!(sample("7"), sample("7"));
+    assert_ne!(sample("7"), sample("8"));
+}
+
+#[test]
+fn the_number_of_threads_changes_nothing() {
+    let with = |threads: &str| {
+        json(&["generate", "The captain", "-n", "24", "--threads", threads, "--json"])["tokens"].clone()
+    };
+    assert_eq!(with("1"), with("2"));
+    assert_eq!(with("1"), with("3"));
+}
+
+#[test]
+fn generate_json_has_the_documented_fields() {
+    let report = json(&["generate", "Once upon a time", "-n", "8", "--json"]);
+    assert_eq!(report["text"], ", and the whole of the world,");
+    assert_eq!(report["tokens"], serde_json::json!([15, 283, 264, 1095, 282, 264, 924, 15]));
+    assert_eq!(report["prompt_tokens"], 6);
+    assert_eq!(report["stop_reason"], "max_tokens");
+    for field in ["decode_tokens_per_second", "bytes_per_token", "effective_gb_per_second", "prefill_tokens_per_second"] {
+        assert!(report[field].as_f64().unwrap() > 0.0, "{field}: {report}");
+    }
+    // All weights but the position table and the unused rows of the embedding, which is the LM head too.
+    let bytes = report["bytes_per_token"].as_f64().unwrap();
+    assert!((14.0e6..16.0e6).contains(&bytes), "{bytes}");
+    let ratio = report["effective_gb_per_second"].as_f64().unwrap() * 1e9
+        / (bytes * report["decode_tokens_per_second"].as_f64().unwrap());
+    assert!((ratio - 1.0).abs() < 1e-6, "{ratio}");
+}
+
+#[test]
+fn a_stop_string_ends_the_text_before_it() {
+    let report = json(&["generate", "Once upon a time", "-n", "30", "--stop", "world,", "--json"]);
+    assert_eq!(report["text"], ", and the whole of the ");
+    assert_eq!(report["stop_reason"], "stop_string");
+}
+
+#[test]
+fn a_full_context_ends_the_text_and_says_so() {
+    let run = run(&["generate", "Once upon a time", "-n", "30", "--context", "10"]);
+    assert_eq!(run.code, Some(0), "{}", run.err);
+    assert!(run.err.contains("stopped: the context of 10 tokens is full"), "{}", run.err);
+    let report = json(&["generate", "Once upon a time", "-n", "30", "--context", "10", "--json"]);
+    assert_eq!(report["stop_reason"], "context_full");
+    // Six prompt tokens, four that were run, and the one that follows the last.
+    assert_eq!(report["tokens"].as_array().unwrap().len(), 5);
+}
+
+#[test]
+fn a_directory_without_tokenizer_works_by_ids() {
+    let report = json(&["generate", "--model", &fixture("llama-gqa"), "--prompt-ids", "20,30,40", "-n", "4", "--json"]);
+    assert_eq!(report["text"], Value::Null);
+    assert_eq!(report["tokens"].as_array().unwrap().len(), 4);
+    let run = run(&["generate", "--model", &fixture("llama-gqa"), "--prompt-ids", "20,30,40", "-n", "4"]);
+    assert_eq!(run.out.split_whitespace().count(), 4, "{}", run.out);
+}
+
+#[test]
+fn logits_are_written_for_every_position() {
+    let temp = tempfile::tempdir().unwrap();
+    let out = temp.path().join("logits.safetensors");
+    let report = json(&["logits", "--model", &fixture("opt-pre"), "--ids", "50,14,128", "--out", out.to_str().unwrap(), "--json"]);
+    assert_eq!(report["shape"], serde_json::json!([3, 131]));
+    let bytes = std::fs::read(out).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let tensor = file.tensor("logits").unwrap();
+    assert_eq!((tensor.dtype(), tensor.shape()), (safetensors::Dtype::F32, &[3, 131][..]));
+}
+
+#[test]
+fn perplexity_of_ids() {
+    let ids: Vec<String> = (4..64).map(|i| i.to_string()).collect();
+    let report =
+        json(&["eval", "perplexity", "--model", &fixture("opt-pre"), "--ids", &ids.join(","), "--window", "20", "--json"]);
+    assert_eq!(report["tokens"], 3 * 19);
+    let (perplexity, nll) = (report["perplexity"].as_f64().unwrap(), report["nll"].as_f64().unwrap());
+    assert!((perplexity.ln() * 57.0 - nll).abs() < 1e-6);
+    assert_eq!(report["windows"].as_array().unwrap().len(), 3);
+}
+
+#[test]
+fn inspect_of_the_embedded_model() {
+    let run = run(&["inspect", "--isa", "portable", "--threads", "2", "--tensors"]);
+    assert_eq!(run.code, Some(0), "{}", run.err);
+    insta::assert_snapshot!("inspect_embedded", run.out);
+    let report = json(&["inspect", "--isa", "portable", "--threads", "2", "--json"]);
+    insta::assert_json_snapshot!("inspect_embedded_json", report);
+}
+
+#[test]
+fn a_random_model_can_be_used() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path().join("opt");
+    let made = json(&["random-model", dir.to_str().unwrap(), "--shape", "opt-125m", "--seed", "3", "--json"]);
+    assert_eq!(made["parameters"], 125_239_296);
+    let inspected = json(&["inspect", "--model", dir.to_str().unwrap(), "--json"]);
+    assert_eq!(inspected["parameters"], made["parameters"]);
+    let report = json(&["generate", "--model", dir.to_str().unwrap(), "--prompt-ids", "2,100", "-n", "2", "--json"]);
+    assert_eq!(report["tokens"].as_array().unwrap().len(), 2);
+}
+
+#[test]
+fn chat_keeps_what_it_has_already_read() {
+    let temp = tempfile::tempdir().unwrap();
+    let model = temp.path().join("chat");
+    std::fs::create_dir(&model).unwrap();
+    for file in ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json"] {
+        std::fs::copy(format!("{ROOT}/weights/embedded/tiny-opt/{file}"), model.join(file)).unwrap();
+    }
+    let template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:";
+    std::fs::write(model.join("chat_template.jinja"), template).unwrap();
+    let args = ["chat", "--model", model.to_str().unwrap(), "--json", "-n", "6", "--context", "80"];
+    let run = run_with_input(&args, "Good morning.\nWhere is the captain?\n\n/reset\nGood morning.\n/exit\nnot read\n");
+    assert_eq!(run.code, Some(0), "{}", run.err);
+    let turns: Vec<Value> =
+        serde_json::Deserializer::from_str(&run.out).into_iter().collect::<Result<_, _>>().unwrap();
+    assert_eq!(turns.len(), 3);
+    assert_eq!(turns[0]["prompt_tokens"], turns[0]["new_prompt_tokens"]);
+    assert!(turns[1]["new_prompt_tokens"].as_u64() < turns[1]["prompt_tokens"].as_u64(), "{turns:?}");
+    assert_eq!(turns[0]["text"], turns[2]["text"]);
+    let full = run_with_input(&args, &"A long sentence about nothing at all. ".repeat(20));
+    assert_eq!(full.code, Some(1));
+    assert!(full.err.contains("the context is full") && full.err.contains("/reset"), "{}", full.err);
+}
+
+#[test]
+fn imports_gguf() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path().join("llama");
+    let gguf = format!("{ROOT}/tests/fixtures/gguf/tiny-llama.gguf");
+    let report = json(&["import", &gguf, dir.to_str().unwrap(), "--dtype", "f32", "--json"]);
+    assert_eq!(report["architecture"], "llama");
+    let report = json(&["generate", "--model", dir.to_str().unwrap(), "hello", "-n", "3", "--json"]);
+    assert_eq!(report["tokens"].as_array().unwrap().len(), 3);
+    let again = run(&["import", &gguf, dir.to_str().unwrap()]);
+    assert_eq!(again.code, Some(1));
+    assert!(again.err.starts_with("error: "), "{}", again.err);
+}
+
+#[test]
+fn every_mistake_has_its_message() {
+    let temp = tempfile::tempdir().unwrap();
+    let base = temp.path();
+    let text = base.join("short.txt");
+    std::fs::write(&text, "Too short.").unwrap();
+    let empty = base.join("empty");
+    std::fs::create_dir(&empty).unwrap();
+    let cut = copy("opt-pre", base);
+    let weights = cut.join("model.safetensors");
+    let bytes = std::fs::read(&weights).unwrap();
+    std::fs::write(&weights, &bytes[..bytes.len() / 2]).unwrap();
+    let unreadable = copy("llama-gqa", base);
+    std::fs::remove_file(unreadable.join("model.safetensors")).unwrap();
+    std::fs::create_dir(unreadable.join("model.safetensors")).unwrap();
+    let wrong_tokenizer = copy("llama-mha", base);
+    std::fs::copy(format!("{ROOT}/weights/embedded/tiny-opt/tokenizer.json"), wrong_tokenizer.join("tokenizer.json")).unwrap();
+    let long = "word ".repeat(600);
+    let path = |p: &Path| p.to_str().unwrap().to_owned();
+    let (opt, text) = (fixture("opt-pre"), path(&text));
+    let cases: &[&[&str]] = &[
+        &["generate", "--model", &opt, "--prompt-ids", "5,131"],
+        &["generate", "--model", &opt, "no tokenizer here"],
+        &["generate", "--model", &opt, "--prompt-ids", "5", "--context", "97"],
+        &["generate", &long],
+        &["generate", "hello", "--temperature", "-1"],
+        &["generate", "hello", "--top-p", "0"],
+        &["generate", "hello", "--stop", ""],
+        &["generate", "hello", "--isa", "sse9"],
+        &["generate", "--model", &path(&empty), "hello"],
+        &["generate", "--model", "no/such-model", "hello"],
+        &["generate", "--model", "./no/such/dir", "hello"],
+        &["generate", "--model", &path(&cut), "--prompt-ids", "5"],
+        &["generate", "--model", &path(&unreadable), "--prompt-ids", "5"],
+        &["generate", "--model", &path(&wrong_tokenizer), "--prompt-ids", "5"],
+        &["generate", "--prompt-file", "no-such-file.txt"],
+        &["generate"],
+        &["chat"],
+        &["eval", "perplexity", "--text", &text],
+        &["eval", "perplexity", "--text", &text, "--window", "1"],
+        &["eval", "perplexity", "--text", "no-such-file.txt"],
+        &["logits", "--model", &opt, "--ids", "1,2", "--out", "no-such-directory/logits.safetensors"],
+        &["logits", "--model", &opt, "--ids", "1,two", "--out", "x"],
+        &["import", "no-such.gguf", &path(&base.join("new"))],
+        &["import", "README.md", &path(&base.join("new"))],
+        &["random-model", &path(&base.join("new")), "--shape", "gpt-5"],
+        &["random-model", &path(&cut), "--shape", "opt-125m"],
+    ];
+    let mut report = String::new();
+    for args in cases {
+        let run = run(args);
+        assert_ne!(run.code, Some(0), "{args:?} did not fail");
+        assert_eq!(run.out, "", "{args:?}");
+        let shown: Vec<&str> = args.iter().map(|a| if a.len() > 1000 { "(600 words)" } else { a }).collect();
+        report += &format!("$ shadowllm {}\n{}[{}]\n\n", shown.join(" "), run.err, run.code.unwrap());
+    }
+    let report = report.replace(&path(base), "[TEMP]").replace(ROOT, "[ROOT]");
+    insta::assert_snapshot!("mistakes", report);
+}
+
+#[test]
+fn a_closed_pipe_is_no_error() {
+    let mut child = command(&["generate", "Once upon a time", "-n", "400", "--ignore-eos"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+}
