@@ -15,9 +15,12 @@ mod embedded;
 mod error;
 mod files;
 mod header;
+#[cfg(feature = "hub")]
+mod hub;
 mod index;
 mod progress;
 mod shards;
+mod source;
 mod storage;
 mod tensor;
 
@@ -28,8 +31,11 @@ pub use config::{
 pub use dtype::DType;
 pub use error::{Error, Result};
 pub use header::{HeaderTensor, parse_safetensors_header};
+#[cfg(feature = "hub")]
+pub use hub::{HubOptions, fetch};
 pub use index::parse_safetensors_index;
 pub use progress::Progress;
+pub use source::ModelSource;
 pub use storage::Storage;
 pub use tensor::TensorData;
 
