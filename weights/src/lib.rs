@@ -16,9 +16,12 @@ mod error;
 mod files;
 pub mod gguf;
 mod header;
+#[cfg(feature = "hub")]
+mod hub;
 mod index;
 mod progress;
 mod shards;
+mod source;
 mod staged;
 mod storage;
 mod tensor;
@@ -31,8 +34,11 @@ pub use config::{
 pub use dtype::DType;
 pub use error::{Error, Result};
 pub use header::{HeaderTensor, parse_safetensors_header};
+#[cfg(feature = "hub")]
+pub use hub::{HubOptions, fetch};
 pub use index::parse_safetensors_index;
 pub use progress::Progress;
+pub use source::ModelSource;
 pub use staged::StagedDirectory;
 pub use storage::Storage;
 pub use tensor::TensorData;

@@ -15,7 +15,7 @@ pub(crate) const SINGLE: &str = "model.safetensors";
 /// Name of the index of a sharded checkpoint.
 pub(crate) const INDEX: &str = "model.safetensors.index.json";
 /// Largest index accepted; real ones have under 10 MB.
-const MAX_INDEX: u64 = 64 << 20;
+pub(crate) const MAX_INDEX: u64 = 64 << 20;
 
 /// A tensor of a file: readable, or of a type that the engine has no kernels for.
 pub(crate) enum Tensor {

@@ -1,5 +1,5 @@
 //! Real directories: the embedded model and every parity fixture open, with the configuration and tensors they should have.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 use std::path::{Path, PathBuf};
 
