@@ -333,18 +333,61 @@ mod tests {
             ]),
             ..open.clone()
         };
-        insta::assert_snapshot!(
-            "chatml",
-            render(CHATML_DEFAULT_SYSTEM, &talk(), &open).unwrap()
-        );
-        insta::assert_snapshot!(
-            "chatml_system",
-            render(CHATML_DEFAULT_SYSTEM, &with_system(), &closed).unwrap()
-        );
-        insta::assert_snapshot!("headers", render(HEADERS, &with_system(), &open).unwrap());
-        insta::assert_snapshot!("inst", render(INST, &with_system(), &closed).unwrap());
-        insta::assert_snapshot!("qwen", render(QWEN, &talk(), &open).unwrap());
-        insta::assert_snapshot!("qwen_tools", render(QWEN, &talk(), &thinking).unwrap());
+        let cases = [
+            (
+                CHATML_DEFAULT_SYSTEM,
+                talk(),
+                &open,
+                "<|im_start|>system\nBe helpful.<|im_end|>\n<|im_start|>user\n Hi é <|im_end|>\n\
+                <|im_start|>assistant\n<think>\nhm\n</think>\n\nHello!<|im_end|>\n<|im_start|>user\n\
+                /time <b><|im_end|>\n<|im_start|>assistant\n",
+            ),
+            (
+                CHATML_DEFAULT_SYSTEM,
+                with_system(),
+                &closed,
+                "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n Hi é <|im_end|>\n\
+                <|im_start|>assistant\n<think>\nhm\n</think>\n\nHello!<|im_end|>\n<|im_start|>user\n\
+                /time <b><|im_end|>\n",
+            ),
+            (
+                HEADERS,
+                with_system(),
+                &open,
+                "<s><|start_header_id|>system<|end_header_id|>\n\nToday Date: 01 Jan 1970\n\n\
+                Be brief.<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n\
+                Hi é<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n<think>\nhm\n</think>\n\n\
+                Hello!<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n\
+                /time <b><|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+            ),
+            (
+                INST,
+                with_system(),
+                &closed,
+                "<s>[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\n Hi é [/INST]\n <think>\nhm\n</think>\n\n\
+                Hello! </s>\n<s>[INST] /time <b> [/INST]\n",
+            ),
+            (
+                QWEN,
+                talk(),
+                &open,
+                "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n\
+                \x20Hi é <|im_end|>\n<|im_start|>assistant\nHello!<|im_end|>\n<|im_start|>user\n\
+                /time <b> (command)<|im_end|>\n<|im_start|>assistant\n",
+            ),
+            (
+                QWEN,
+                talk(),
+                &thinking,
+                "<|im_start|>system\n# Tools\n{\"name\": \"now\", \"args\": []}<|im_end|>\n\
+                <|im_start|>user\n Hi é <|im_end|>\n<|im_start|>assistant\nHello!<|im_end|>\n\
+                <|im_start|>user\n/time <b> (command)<|im_end|>\n<|im_start|>assistant\n<think>\n\n\
+                </think>\n\n",
+            ),
+        ];
+        for (source, messages, options, expected) in cases {
+            assert_eq!(render(source, &messages, options).unwrap(), expected);
+        }
     }
 
     #[test]
@@ -369,7 +412,7 @@ mod tests {
             render(INST, &[], &ChatOptions::default())
                 .unwrap_err()
                 .to_string(),
-            "chat template, line 1: undefined value"
+            "chat template, line 1: undefined value: `messages[0]` is undefined"
         );
     }
 

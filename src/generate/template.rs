@@ -274,11 +274,11 @@ mod tests {
         let cases = [
             (
                 "a\n{% if %}",
-                "chat template, line 2: syntax error: unexpected end of block, expected expression",
+                "chat template, line 2: syntax error: unexpected end of block",
             ),
             (
                 "a\nb{{ missing.field }}",
-                "chat template, line 2: undefined value",
+                "chat template, line 2: undefined value: `missing` is undefined",
             ),
             (
                 "{{ 'x' | nonsense }}",
