@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use crate::{Error, Result};
+use crate::{Checkpoint, Error, Progress, Result};
 
 /// Where a model comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,6 +57,28 @@ impl ModelSource {
         check_repo(repo).map_err(|reason| wrong(&format!("there is no such directory, and {reason}")))?;
         check_revision(revision).map_err(|reason| wrong(&format!("there is no such directory, and {reason}")))?;
         Ok(ModelSource::Hub { repo: repo.to_owned(), revision: revision.to_owned() })
+    }
+
+    /// Opens the checkpoint. A name on the hub is taken from the cache, or downloaded with the settings of the
+    /// environment (`HubOptions::from_env`).
+    ///
+    /// # Errors
+    /// Those of [`Checkpoint::open`] and `fetch`; [`Error::NoEmbeddedModel`] and [`Error::NoHub`] if the build has not
+    /// what is asked for.
+    pub fn open(&self, progress: &dyn Progress) -> Result<Checkpoint> {
+        match self {
+            ModelSource::Embedded => Checkpoint::embedded(),
+            ModelSource::Directory(path) => Checkpoint::open(path),
+            #[cfg(feature = "hub")]
+            ModelSource::Hub { repo, revision } => {
+                Checkpoint::open(&crate::fetch(repo, revision, &crate::HubOptions::from_env(), progress)?)
+            }
+            #[cfg(not(feature = "hub"))]
+            ModelSource::Hub { .. } => {
+                let _ = progress;
+                Err(Error::NoHub { name: self.to_string() })
+            }
+        }
     }
 }
 
