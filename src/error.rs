@@ -13,6 +13,9 @@ pub enum Error {
     /// The kernels cannot run as asked on this processor.
     #[error(transparent)]
     Kernel(#[from] crate::kernels::KernelError),
+    /// A tensor has not the form that it is used in.
+    #[error(transparent)]
+    Tensor(#[from] crate::tensor::TensorError),
     /// Text, sampling or chat settings are wrong.
     #[error(transparent)]
     Generate(#[from] crate::generate::GenerateError),

@@ -1,7 +1,7 @@
 //! What the program does without a command: the main job, on the model that is compiled in.
 
 use super::console::Console;
-use super::generate::{complete, speed};
+use super::generate::{READ_BUFFER, complete, speed};
 use crate::Result;
 use crate::generate::{CompletionOptions, Engine, EngineOptions, SessionOptions};
 use crate::kernels::read_bandwidth;
@@ -21,7 +21,7 @@ pub(super) fn run(console: &mut Console) -> Result<()> {
         config.ffn,
         engine.model().parameters() as f64 / 1e6
     ))?;
-    let read = read_bandwidth(engine.cpu());
+    let read = read_bandwidth(engine.cpu(), READ_BUFFER);
     for prompt in PROMPTS {
         let ids = engine.tokenizer()?.encode(prompt, true)?;
         let mut session = engine.session(SessionOptions::default())?;

@@ -11,6 +11,9 @@ use crate::Result;
 use crate::generate::{Completion, CompletionOptions, Engine, Session, SessionOptions, StopReason, Timing};
 use crate::kernels::{Cpu, read_bandwidth};
 
+/// Bytes read to measure the bandwidth: many times any last-level cache.
+pub(super) const READ_BUFFER: usize = 512 << 20;
+
 /// Continue a text.
 #[derive(Debug, Args)]
 pub(super) struct Generate {
@@ -109,7 +112,7 @@ impl Generate {
         };
         let live = !self.json;
         let done = complete(console, &mut session, &prompt, &options, live)?;
-        let read = self.bandwidth.then(|| read_bandwidth(engine.cpu()));
+        let read = self.bandwidth.then(|| read_bandwidth(engine.cpu(), READ_BUFFER));
         let share = read.zip(done.timing.gb_per_second()).map(|(read, used)| used / read);
         if self.json {
             return console.json(&Report {

@@ -125,7 +125,7 @@ impl Inspect {
                 last: model.active_bytes(engine.config().max_positions - 1),
             },
             tokenizer: engine.text().tokenizer.is_some(),
-            chat_template: engine.text().chat.is_some(),
+            chat_template: engine.text().chat.is_ok(),
             engine: EngineReport {
                 device: "cpu",
                 isa: cpu.isa().to_string(),

@@ -35,8 +35,16 @@ pub(super) struct CpuArgs {
 
     /// Arithmetic of matrix products over many tokens: f32, or bf16, which rounds activations to bf16 and is faster
     /// where the processor has the instructions.
-    #[arg(long, value_name = "TYPE", default_value = "f32")]
+    #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = parse_compute)]
     pub compute: Compute,
+}
+
+fn parse_compute(name: &str) -> Result<Compute, String> {
+    match name {
+        "f32" => Ok(Compute::F32),
+        "bf16" => Ok(Compute::Bf16),
+        _ => Err("expected f32 or bf16".to_owned()),
+    }
 }
 
 impl CpuArgs {

@@ -28,11 +28,12 @@ pub fn log_likelihood(session: &mut Session, context: &[u32], continuation: &[u3
     }
     session.engine().model().check_tokens(continuation)?;
     session.truncate(0);
+    let cpu = session.engine().cpu().clone();
     let text: Vec<u32> = context.iter().chain(continuation).copied().collect();
     let mut result = Likelihood { log_likelihood: 0.0, greedy: true, tokens: continuation.len() };
     session.score(&text[..text.len() - 1], context.len() - 1, &mut |index, logits| {
         let next = text[index + 1] as usize;
-        result.log_likelihood += f64::from(logits[next]) - log_sum_exp(logits);
+        result.log_likelihood += f64::from(logits[next]) - log_sum_exp(&cpu, logits);
         result.greedy &= argmax(logits) == next;
         ControlFlow::Continue(())
     })?;

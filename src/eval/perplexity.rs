@@ -95,7 +95,7 @@ pub fn perplexity(
         let mut nll = 0.0;
         session.score(window, 0, &mut |index, logits| {
             if let Some(&next) = window.get(index + 1) {
-                nll += log_sum_exp(logits) - f64::from(logits[next as usize]);
+                nll += log_sum_exp(engine.cpu(), logits) - f64::from(logits[next as usize]);
             }
             ControlFlow::Continue(())
         })?;

@@ -194,7 +194,7 @@ impl Session {
         Ok(())
     }
 
-    fn check(&self, tokens: &[u32]) -> Result<()> {
+    pub(super) fn check(&self, tokens: &[u32]) -> Result<()> {
         self.engine.model().check_tokens(tokens)?;
         if tokens.len() > self.remaining() {
             return Err(Error::ContextFull {

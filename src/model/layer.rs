@@ -55,7 +55,10 @@ impl Norm {
     pub fn apply(&self, cpu: &Cpu, x: &[f32], width: usize, out: &mut [f32]) {
         match self {
             Norm::Layer { weight, bias, eps } => {
-                layer_norm(cpu, x, width, weight.as_deref(), bias.as_deref(), *eps, out);
+                // Without weight and bias nothing tells the kernel where a row ends.
+                for (x, out) in x.chunks_exact(width).zip(out.chunks_exact_mut(width)) {
+                    layer_norm(cpu, x, weight.as_deref(), bias.as_deref(), *eps, out);
+                }
             }
             Norm::Rms { weight, eps } => rms_norm(cpu, x, weight, *eps, out),
         }

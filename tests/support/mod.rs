@@ -31,7 +31,7 @@ pub fn directory(variable: &str) -> Option<PathBuf> {
 pub fn isas() -> Vec<IsaName> {
     match std::env::var("SHADOWLLM_ISA") {
         Ok(name) => vec![name.parse().unwrap()],
-        Err(_) => IsaName::available(),
+        Err(_) => IsaName::available().collect(),
     }
 }
 

@@ -119,7 +119,7 @@ impl Reader<'_> {
     /// Rotary angles, where the model has them.
     fn rope(&self) -> Option<RopeTable> {
         match &self.config.positions {
-            Positions::Rope(rope) => Some(RopeTable::new(rope, self.config.head_dim, self.config.max_positions)),
+            Positions::Rope(rope) => Some(RopeTable::new(rope, self.config.head_dim)),
             Positions::Learned { .. } => None,
         }
     }
