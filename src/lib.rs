@@ -1,1 +1,4 @@
 //! shadowllm
+
+pub mod kernels;
+pub mod tensor;
