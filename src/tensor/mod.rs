@@ -1,0 +1,10 @@
+//! The minimal tensor: a weight matrix that knows its number format.
+//!
+//! Activations are plain `f32` slices whose shapes stand in each function's documentation; they need no type. Weights do:
+//! they stay in the format of their file (`f32`, `f16` or `bf16`), usually inside a memory-mapped checkpoint, and every
+//! kernel must know which of the three it streams. [`Matrix`] is that knowledge and nothing more: two sizes, a format and
+//! shared bytes.
+
+mod matrix;
+
+pub use matrix::{Matrix, MatrixView, TensorError};

@@ -1,0 +1,241 @@
+//! One query row: the cache is read once, by pieces of the context.
+//!
+//! A piece of [`PIECE`] positions gives, for every query head, its maximum score, the sum of exponentials and the weighted
+//! sum of values; pieces are then combined in order. The cut is fixed by position, never by the number of threads.
+
+use std::ops::Range;
+
+use super::Operands;
+use crate::kernels::cpu::{Cpu, SharedOut};
+use crate::kernels::isa::Kernel;
+use crate::kernels::simd::{Simd, math};
+
+/// Positions of one piece.
+const PIECE: usize = 256;
+/// Query heads that go over a piece together.
+const HEADS: usize = 4;
+/// Keys whose scores are computed together.
+const KEYS: usize = 4;
+
+pub(super) fn decode(cpu: &Cpu, operands: Operands<'_>, out: &mut [f32]) {
+    let shape = operands.shape;
+    let (d, group) = (shape.head_dim, shape.group());
+    let visible = shape.visible(operands.start);
+    let pieces = visible.start / PIECE..visible.end.div_ceil(PIECE);
+    let stride = d + 2;
+    // [H_kv, pieces, group, d_h + 2]: weighted sum, maximum, sum of exponentials.
+    let mut partial = cpu.scratch(shape.heads * pieces.len() * stride);
+    let shared = SharedOut::new(&mut partial);
+    let bytes = 2 * visible.len().min(PIECE) * d * 4;
+    cpu.split(shape.kv_heads * pieces.len(), 1, bytes, &|items| {
+        for item in items {
+            let (kv_head, piece) = (item / pieces.len(), pieces.start + item % pieces.len());
+            let positions = visible.start.max(piece * PIECE)..visible.end.min((piece + 1) * PIECE);
+            // SAFETY: every item writes a range of its own.
+            let partial = unsafe { shared.slice(item * group * stride..(item + 1) * group * stride) };
+            cpu.run(Piece { operands, kv_head, positions, partial });
+        }
+    });
+    cpu.run(Combine { operands, pieces: pieces.len(), partial: &partial, out });
+}
+
+/// One key/value head at some positions, for all its query heads.
+struct Piece<'a> {
+    operands: Operands<'a>,
+    kv_head: usize,
+    /// At most [`PIECE`].
+    positions: Range<usize>,
+    /// `[group, d_h + 2]`
+    partial: &'a mut [f32],
+}
+
+impl Kernel for Piece<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(mut self, s: S) {
+        let group = self.operands.shape.group();
+        for first in (0..group).step_by(HEADS) {
+            match group - first {
+                1 => self.heads::<S, 1>(s, first),
+                2 => self.heads::<S, 2>(s, first),
+                3 => self.heads::<S, 3>(s, first),
+                _ => self.heads::<S, HEADS>(s, first),
+            }
+        }
+    }
+}
+
+impl Piece<'_> {
+    /// Query heads `first .. first + G` of the group.
+    #[inline(always)]
+    fn heads<S: Simd, const G: usize>(&mut self, s: S, first: usize) {
+        let d = self.operands.shape.head_dim;
+        let group = self.operands.shape.group();
+        let q = &self.operands.q[(self.kv_head * group + first) * d..][..G * d];
+        let (k, v) = self.operands.cached(self.kv_head, self.positions.clone());
+        let n = self.positions.len();
+        // Lanes behind the last position must not count.
+        let mut scores = [[f32::NEG_INFINITY; PIECE]; G];
+        let mut j = 0;
+        while j + KEYS <= n {
+            for g in 0..G {
+                let four: [f32; KEYS] = dots(s, &q[g * d..][..d], &k[j * d..][..KEYS * d]);
+                for (i, dot) in four.into_iter().enumerate() {
+                    scores[g][j + i] = dot * self.operands.shape.scale;
+                }
+            }
+            j += KEYS;
+        }
+        for j in j..n {
+            for g in 0..G {
+                let [dot] = dots(s, &q[g * d..][..d], &k[j * d..][..d]);
+                scores[g][j] = dot * self.operands.shape.scale;
+            }
+        }
+        let partial = &mut self.partial[first * (d + 2)..][..G * (d + 2)];
+        for (scores, partial) in scores.iter_mut().zip(partial.chunks_exact_mut(d + 2)) {
+            let used = n.next_multiple_of(S::LANES);
+            let (max, sum) = exponentials(s, &mut scores[..used]);
+            partial[d] = max;
+            partial[d + 1] = sum;
+        }
+        let mut c = 0;
+        let wide = S::REGISTERS >= 32;
+        while c < d {
+            match (d - c) / S::LANES {
+                0 => weighted::<S, G, 1>(s, &scores, v, d, c, partial),
+                4.. if wide => weighted::<S, G, 4>(s, &scores, v, d, c, partial),
+                2.. => weighted::<S, G, 2>(s, &scores, v, d, c, partial),
+                _ => weighted::<S, G, 1>(s, &scores, v, d, c, partial),
+            }
+            c += match (d - c) / S::LANES {
+                4.. if wide => 4 * S::LANES,
+                2.. => 2 * S::LANES,
+                _ => S::LANES,
+            };
+        }
+    }
+}
+
+/// Products of `q` `[d_h]` with `N` keys `[N, d_h]`.
+#[inline(always)]
+fn dots<S: Simd, const N: usize>(s: S, q: &[f32], keys: &[f32]) -> [f32; N] {
+    let d = q.len();
+    assert_eq!(keys.len(), N * d);
+    let mut acc = [s.zero(); N];
+    let whole = d / S::LANES * S::LANES;
+    for c in (0..whole).step_by(S::LANES) {
+        // SAFETY: `c + LANES <= d`, inside the query and each key.
+        unsafe {
+            let qv = s.load(q.as_ptr().add(c));
+            for (i, acc) in acc.iter_mut().enumerate() {
+                *acc = s.fma(s.load(keys.as_ptr().add(i * d + c)), qv, *acc);
+            }
+        }
+    }
+    if whole < d {
+        // SAFETY: `d - whole` values are left in the query and each key.
+        unsafe {
+            let qv = s.load_part(q.as_ptr().add(whole), d - whole);
+            for (i, acc) in acc.iter_mut().enumerate() {
+                *acc = s.fma(s.load_part(keys.as_ptr().add(i * d + whole), d - whole), qv, *acc);
+            }
+        }
+    }
+    acc.map(|v| s.sum(v))
+}
+
+/// Replaces scores by `e^(score - max)`; returns the maximum and the sum. The length is a multiple of the vector's.
+#[inline(always)]
+fn exponentials<S: Simd>(s: S, scores: &mut [f32]) -> (f32, f32) {
+    let mut most = s.splat(f32::NEG_INFINITY);
+    for x in scores.chunks_exact(S::LANES) {
+        most = s.max(s.load_slice(x), most);
+    }
+    let max = s.max_lane(most);
+    let shift = s.splat(max);
+    let mut sum = s.zero();
+    for x in scores.chunks_exact_mut(S::LANES) {
+        let e = math::exp(s, s.sub(s.load_slice(x), shift));
+        s.store_slice(x, e);
+        sum = s.add(sum, e);
+    }
+    (max, s.sum(sum))
+}
+
+/// `partial[g][c ..] = sum_j weights[g][j] * v[j][c ..]` for `C` vectors, or for the last values of a row that fill none.
+#[inline(always)]
+fn weighted<S: Simd, const G: usize, const C: usize>(
+    s: S,
+    weights: &[[f32; PIECE]; G],
+    v: &[f32],
+    d: usize,
+    c: usize,
+    partial: &mut [f32],
+) {
+    let mut acc = [[s.zero(); C]; G];
+    let tail = d - c < S::LANES;
+    for (j, row) in v.chunks_exact(d).enumerate() {
+        // SAFETY: `c + C * LANES <= d`, or `d - c` values are left and C is 1.
+        let vs: [S::V; C] = std::array::from_fn(|i| unsafe {
+            let p = row.as_ptr().add(c + i * S::LANES);
+            if tail { s.load_part(p, d - c) } else { s.load(p) }
+        });
+        for g in 0..G {
+            let weight = s.splat(weights[g][j]);
+            for i in 0..C {
+                acc[g][i] = s.fma(weight, vs[i], acc[g][i]);
+            }
+        }
+    }
+    for (acc, partial) in acc.into_iter().zip(partial.chunks_exact_mut(d + 2)) {
+        for (i, acc) in acc.into_iter().enumerate() {
+            s.store_slice(&mut partial[c + i * S::LANES..d], acc);
+        }
+    }
+}
+
+/// Puts the pieces together.
+struct Combine<'a> {
+    operands: Operands<'a>,
+    pieces: usize,
+    /// `[H_kv, pieces, group, d_h + 2]`
+    partial: &'a [f32],
+    /// `[H, d_h]`
+    out: &'a mut [f32],
+}
+
+impl Kernel for Combine<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let d = self.operands.shape.head_dim;
+        let group = self.operands.shape.group();
+        for (h, out) in self.out.chunks_exact_mut(d).enumerate() {
+            let piece = |i: usize| {
+                let place = (h / group * self.pieces + i) * group + h % group;
+                self.partial[place * (d + 2)..][..d + 2].split_at(d)
+            };
+            let max = (0..self.pieces).map(|i| piece(i).1[0]).fold(f32::NEG_INFINITY, |a, b| if b > a { b } else { a });
+            out.fill(0.0);
+            let mut sum = 0.0;
+            for i in 0..self.pieces {
+                let (values, rest) = piece(i);
+                let factor = (rest[0] - max).exp();
+                sum += rest[1] * factor;
+                let factor = s.splat(factor);
+                for (out, values) in out.chunks_mut(S::LANES).zip(values.chunks(S::LANES)) {
+                    let total = s.fma(s.load_slice(values), factor, s.load_slice(out));
+                    s.store_slice(out, total);
+                }
+            }
+            let factor = s.splat(1.0 / sum);
+            for out in out.chunks_mut(S::LANES) {
+                let y = s.mul(s.load_slice(out), factor);
+                s.store_slice(out, y);
+            }
+        }
+    }
+}

@@ -1,0 +1,311 @@
+//! The execution context: an instruction set, a pool of threads, and reusable scratch memory.
+//!
+//! Work is split by *output*: every output element is computed by one task in one fixed order, so results do not depend on
+//! the number of threads, nor on how the work was cut.
+
+use std::ops::{Deref, DerefMut, Range};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rayon::{ThreadPool, ThreadPoolBuilder};
+
+use super::isa::{Geometry, Isa, Kernel};
+use super::{IsaName, KernelError};
+
+/// Precision of the products in [`linear`](super::linear) when many rows are multiplied at once (prefill, scoring).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Compute {
+    /// Activations and weights as they are, products in `f32`.
+    #[default]
+    F32,
+    /// Activations and weights rounded to `bf16` (nearest even) before they are multiplied, sums in `f32`. Uses the
+    /// processor's `bf16` instructions where they exist and rounds the same way where they do not.
+    Bf16,
+}
+
+/// How to make a [`Cpu`].
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CpuOptions {
+    /// Instruction set. `None`: the one named by the environment variable `SHADOWLLM_ISA`, else the widest there is.
+    pub isa: Option<IsaName>,
+    /// Number of threads. `None`: as many as the processor offers to this process.
+    pub threads: Option<usize>,
+    /// Precision of batched products.
+    pub compute: Compute,
+}
+
+/// The execution context that every kernel takes. Cheap to clone; clones share the threads.
+#[derive(Clone, Debug)]
+pub struct Cpu {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    isa: Isa,
+    compute: Compute,
+    threads: usize,
+    /// Absent if there is one thread: then everything runs on the caller's.
+    pool: Option<ThreadPool>,
+    /// Buffers not in use. Taken and given back, so that steady state allocates nothing.
+    scratch: Mutex<Vec<Buffer>>,
+}
+
+/// Tasks smaller than this are not worth waking a thread for: about what one core reads from memory in 10 microseconds.
+const MIN_TASK_BYTES: usize = 128 << 10;
+
+/// Tasks per thread, so that a thread delayed by another process does not hold up all.
+const TASKS_PER_THREAD: usize = 4;
+
+impl Cpu {
+    /// Starts the threads.
+    ///
+    /// # Errors
+    /// [`KernelError::UnknownIsa`] if `SHADOWLLM_ISA` names none, [`KernelError::IsaUnavailable`] if this processor lacks the
+    /// one asked for, [`KernelError::NoThreads`], [`KernelError::ThreadPool`].
+    pub fn new(options: &CpuOptions) -> Result<Self, KernelError> {
+        let asked = match (options.isa, std::env::var("SHADOWLLM_ISA")) {
+            (Some(name), _) => Some(name),
+            (None, Ok(name)) if !name.is_empty() => Some(name.parse()?),
+            (None, _) => None,
+        };
+        let available = || IsaName::available().map(IsaName::name).collect::<Vec<_>>().join(", ");
+        let widest = || IsaName::available().last().unwrap_or(IsaName::Portable);
+        let asked = asked.unwrap_or_else(widest);
+        let isa = Isa::new(asked).ok_or_else(|| KernelError::IsaUnavailable { asked, available: available() })?;
+        let threads = options.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+        let pool = match threads {
+            0 => return Err(KernelError::NoThreads),
+            1 => None,
+            _ => Some(
+                ThreadPoolBuilder::new()
+                    .num_threads(threads)
+                    .thread_name(|i| format!("shadowllm-{i}"))
+                    .build()
+                    .map_err(|source| KernelError::ThreadPool { threads, source })?,
+            ),
+        };
+        let scratch = Mutex::new(Vec::new());
+        Ok(Cpu { shared: Arc::new(Shared { isa, compute: options.compute, threads, pool, scratch }) })
+    }
+
+    /// Instruction set in use.
+    pub fn isa(&self) -> IsaName {
+        self.shared.isa.name()
+    }
+
+    /// Number of threads in use.
+    pub fn threads(&self) -> usize {
+        self.shared.threads
+    }
+
+    /// Precision of batched products.
+    pub fn compute(&self) -> Compute {
+        self.shared.compute
+    }
+
+    /// Runs `f` on one of the pool's threads. Kernels work outside of it, too, but each then pays for waking a thread; a
+    /// whole token inside one `install` pays once.
+    pub fn install<R: Send>(&self, f: impl FnOnce() -> R + Send) -> R {
+        match &self.shared.pool {
+            Some(pool) => pool.install(f),
+            None => f(),
+        }
+    }
+
+    /// Runs a kernel on this thread with the context's instruction set.
+    #[inline]
+    pub(crate) fn run<K: Kernel>(&self, kernel: K) -> K::Out {
+        self.shared.isa.run(kernel)
+    }
+
+    /// As [`Cpu::run`], with the processor's `bf16` products if it has them.
+    #[inline]
+    pub(crate) fn run_bf16<K: Kernel>(&self, kernel: K) -> K::Out {
+        self.shared.isa.run_bf16(kernel)
+    }
+
+    /// What blocked kernels choose their tiles by.
+    pub(crate) fn geometry(&self) -> Geometry {
+        self.shared.isa.geometry()
+    }
+
+    /// Calls `f` on consecutive ranges that cover `0..items`, on several threads if the work is worth it. Ranges begin at
+    /// multiples of `align`. `bytes_per_item` is what one item reads, or as many bytes as could be read in its time.
+    pub(crate) fn split(&self, items: usize, align: usize, bytes_per_item: usize, f: &(impl Fn(Range<usize>) + Sync)) {
+        if items == 0 {
+            return;
+        }
+        let worthwhile = MIN_TASK_BYTES / bytes_per_item.max(1);
+        let grain = worthwhile.max(items / (self.threads() * TASKS_PER_THREAD)).max(1).next_multiple_of(align);
+        match &self.shared.pool {
+            Some(pool) if items > grain => pool.install(|| halve(0..items, grain, align, f)),
+            _ => f(0..items),
+        }
+    }
+
+    /// Calls `f` once on every thread, all at the same time.
+    pub(crate) fn each_thread(&self, f: &(impl Fn() + Sync)) {
+        match &self.shared.pool {
+            Some(pool) => {
+                pool.broadcast(|_| f());
+            }
+            None => f(),
+        }
+    }
+
+    /// Memory for at least `len` values, aligned to a cache line, with arbitrary contents. Allocates only until the largest
+    /// need has been seen.
+    pub(crate) fn scratch(&self, len: usize) -> Scratch<'_> {
+        let mut free = self.shared.scratch.lock().unwrap_or_else(PoisonError::into_inner);
+        // The smallest that is large enough, else the largest, to be grown.
+        let fits = (0..free.len()).filter(|&i| free[i].len() >= len).min_by_key(|&i| free[i].len());
+        let best = fits.or_else(|| (0..free.len()).max_by_key(|&i| free[i].len()));
+        let mut buffer = best.map_or_else(Buffer::default, |i| free.swap_remove(i));
+        drop(free);
+        buffer.grow(len);
+        Scratch { buffer, len, cpu: self }
+    }
+}
+
+fn halve(range: Range<usize>, grain: usize, align: usize, f: &(impl Fn(Range<usize>) + Sync)) {
+    if range.len() <= grain {
+        return f(range);
+    }
+    let middle = (range.start + range.len() / 2).next_multiple_of(align);
+    if middle >= range.end {
+        return f(range);
+    }
+    rayon::join(|| halve(range.start..middle, grain, align, f), || halve(middle..range.end, grain, align, f));
+}
+
+/// One cache line of values.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(64))]
+struct Line([f32; 16]);
+
+#[derive(Debug, Default)]
+struct Buffer(Vec<Line>);
+
+impl Buffer {
+    fn len(&self) -> usize {
+        self.0.len() * 16
+    }
+
+    fn grow(&mut self, len: usize) {
+        if self.len() < len {
+            self.0.resize(len.div_ceil(16), Line([0.0; 16]));
+        }
+    }
+}
+
+/// Borrowed scratch memory; goes back to the context when dropped.
+pub(crate) struct Scratch<'a> {
+    buffer: Buffer,
+    len: usize,
+    cpu: &'a Cpu,
+}
+
+impl Deref for Scratch<'_> {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        // SAFETY: a line is sixteen `f32` without padding, all initialised, and `len` of them exist (`Buffer::grow`).
+        unsafe { std::slice::from_raw_parts(self.buffer.0.as_ptr().cast(), self.len) }
+    }
+}
+
+impl DerefMut for Scratch<'_> {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        // SAFETY: as for `deref`; the borrow is exclusive.
+        unsafe { std::slice::from_raw_parts_mut(self.buffer.0.as_mut_ptr().cast(), self.len) }
+    }
+}
+
+impl Drop for Scratch<'_> {
+    fn drop(&mut self) {
+        let buffer = std::mem::take(&mut self.buffer);
+        self.cpu.shared.scratch.lock().unwrap_or_else(PoisonError::into_inner).push(buffer);
+    }
+}
+
+/// An output slice that several tasks write to, each at places of its own.
+#[derive(Clone, Copy)]
+pub(crate) struct SharedOut<'a> {
+    start: *mut f32,
+    len: usize,
+    _borrow: std::marker::PhantomData<&'a mut [f32]>,
+}
+
+// SAFETY: every access goes through an unsafe method whose caller promises that no two tasks touch the same element.
+unsafe impl Send for SharedOut<'_> {}
+// SAFETY: as above.
+unsafe impl Sync for SharedOut<'_> {}
+
+impl<'a> SharedOut<'a> {
+    pub(crate) fn new(slice: &'a mut [f32]) -> Self {
+        SharedOut { start: slice.as_mut_ptr(), len: slice.len(), _borrow: std::marker::PhantomData }
+    }
+
+    /// Pointer to element `at`, which may be one past the end.
+    ///
+    /// # Safety
+    /// While the pointer is in use no other task accesses the elements that are reached through it.
+    #[inline(always)]
+    pub(crate) unsafe fn at(self, at: usize) -> *mut f32 {
+        debug_assert!(at <= self.len);
+        // SAFETY: inside the slice or one past its end.
+        unsafe { self.start.add(at) }
+    }
+
+    /// The elements of `range`.
+    ///
+    /// # Safety
+    /// No other task accesses these elements while the slice lives.
+    #[inline(always)]
+    pub(crate) unsafe fn slice(self, range: Range<usize>) -> &'a mut [f32] {
+        assert!(range.start <= range.end && range.end <= self.len);
+        // SAFETY: inside the slice; the caller promises exclusive access.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(range.start), range.len()) }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    #[test]
+    fn split_covers_every_item_once() {
+        for threads in [1, 2, 3] {
+            let cpu = Cpu::new(&CpuOptions { threads: Some(threads), ..CpuOptions::default() }).unwrap();
+            for (items, align, bytes) in [(0, 1, 1), (1, 4, 1 << 20), (7, 4, 1 << 20), (1000, 6, 1 << 16), (999, 16, 10)] {
+                let seen: Vec<AtomicUsize> = (0..items).map(|_| AtomicUsize::new(0)).collect();
+                cpu.split(items, align, bytes, &|range| {
+                    assert!(range.start.is_multiple_of(align));
+                    range.for_each(|i| {
+                        seen[i].fetch_add(1, Ordering::Relaxed);
+                    });
+                });
+                assert!(seen.iter().all(|n| n.load(Ordering::Relaxed) == 1));
+            }
+        }
+    }
+
+    #[test]
+    fn scratch_is_reused() {
+        let cpu = Cpu::new(&CpuOptions { threads: Some(1), ..CpuOptions::default() }).unwrap();
+        let first = cpu.scratch(1000).as_ptr();
+        assert_eq!(first as usize % 64, 0);
+        let small = cpu.scratch(10);
+        assert_eq!((small.as_ptr(), small.len()), (first, 10));
+        let other = cpu.scratch(10);
+        assert_ne!(small.as_ptr(), other.as_ptr());
+    }
+
+    #[test]
+    fn no_threads_is_an_error() {
+        let e = Cpu::new(&CpuOptions { threads: Some(0), ..CpuOptions::default() }).unwrap_err();
+        assert_eq!(e.to_string(), "0 threads were asked for; at least 1 is needed");
+    }
+}

@@ -1,0 +1,241 @@
+//! Many rows of `x`: the blocked product, bound by arithmetic.
+//!
+//! Vectors run along *tokens*. `x` is packed once per call into panels in which the tokens of one `k` lie side by side; a
+//! weight is then broadcast and multiplied with a whole panel row, so weights need no rearrangement: a block of rows is
+//! widened to `f32` as it lies. The innermost tile is [`TILE_ROWS`] weights by up to four vectors of tokens: with AVX-512 24
+//! of the 32 registers hold sums, and a step of 24 multiply-adds needs 4 vector loads and 6 broadcasts, which leaves the
+//! arithmetic units the bottleneck. With 16 registers the tile is two vectors wide, 12 sums.
+//!
+//! Blocks: [`K_BLOCK`] steps along `K`, so that the panels stay in the second-level cache while all weight rows of a block
+//! pass; [`ROW_BLOCK`] weight rows and [`TOKEN_BLOCK`] tokens, so that their sums do, too. Sums of successive `K` blocks are
+//! added in order. Every output is computed the same way whichever task does it.
+
+use std::ops::Range;
+
+use super::Linear;
+use super::micro::micro;
+use super::product::Product;
+use crate::kernels::cpu::{Cpu, SharedOut};
+use crate::kernels::isa::{Geometry, Kernel};
+use crate::kernels::simd::{Element, Simd, transpose};
+
+/// Weight rows in one register tile.
+const TILE_ROWS: usize = 6;
+/// Words along `K` in one block: a panel of 64 tokens is then 64 KiB, the widened weights of a tile 6 KiB.
+const K_BLOCK: usize = 256;
+/// Weight rows whose sums are kept at once; a multiple of [`TILE_ROWS`].
+const ROW_BLOCK: usize = 96;
+/// Tokens whose sums are kept at once; a multiple of every panel width.
+const TOKEN_BLOCK: usize = 256;
+
+/// Where the words of `x` are in the packed buffer: `[K blocks][panels][words of the block][tokens of the panel]`.
+#[derive(Clone, Copy)]
+struct Layout {
+    /// Words along `K`.
+    words: usize,
+    /// Tokens, rounded up to whole vectors.
+    tokens: usize,
+    /// Tokens of a full panel.
+    panel: usize,
+}
+
+impl Layout {
+    fn new<P: Product>(geometry: Geometry, k: usize, t: usize) -> Self {
+        let vectors = if geometry.registers >= 32 { 4 } else { 2 };
+        Layout {
+            words: k.div_ceil(P::PER_WORD),
+            tokens: t.next_multiple_of(geometry.lanes),
+            panel: geometry.lanes * vectors,
+        }
+    }
+
+    fn blocks(self) -> usize {
+        self.words.div_ceil(K_BLOCK)
+    }
+
+    /// Words of block `b`.
+    fn block_words(self, b: usize) -> usize {
+        (self.words - b * K_BLOCK).min(K_BLOCK)
+    }
+
+    /// Tokens of the panel that begins at token `first`.
+    fn panel_tokens(self, first: usize) -> usize {
+        (self.tokens - first).min(self.panel)
+    }
+
+    /// Place of the panel that begins at token `first`, in block `b`.
+    fn offset(self, b: usize, first: usize) -> usize {
+        b * K_BLOCK * self.tokens + self.block_words(b) * first
+    }
+}
+
+/// Computes all outputs of `linear` with the given product.
+pub(super) fn gemm<W: Element, P: Product>(cpu: &Cpu, product: P, linear: Linear<'_, W>, out: &mut [f32]) {
+    let Linear { n, k, t, .. } = linear;
+    let layout = Layout::new::<P>(cpu.geometry(), k, t);
+    let mut packed = cpu.scratch(layout.words * layout.tokens);
+    let shared = SharedOut::new(&mut packed);
+    let panels = layout.tokens.div_ceil(layout.panel);
+    cpu.split(layout.blocks() * panels, 1, K_BLOCK * layout.panel * 4, &|range| {
+        let mut rows = cpu.scratch(8 * K_BLOCK);
+        for item in range {
+            let (block, first) = (item / panels, item % panels * layout.panel);
+            product.enter(cpu, Pack { product, linear, layout, block, first, rows: &mut rows, packed: shared });
+        }
+    });
+    let out = SharedOut::new(out);
+    // A task's time, as bytes that memory could have delivered in it: 2 k t operations at 7 operations a byte.
+    let cost = k * t / 4;
+    cpu.split(n, TILE_ROWS, cost, &|range| {
+        let mut weights = cpu.scratch(TILE_ROWS * K_BLOCK);
+        let mut sums = cpu.scratch(ROW_BLOCK * TOKEN_BLOCK.min(layout.tokens));
+        product.enter(
+            cpu,
+            Multiply { product, linear, layout, packed: &packed, range, weights: &mut weights, sums: &mut sums, out },
+        );
+    });
+}
+
+/// Packs one panel: the tokens from `first`, the words of `block`.
+struct Pack<'a, W, P> {
+    product: P,
+    linear: Linear<'a, W>,
+    layout: Layout,
+    block: usize,
+    first: usize,
+    /// `[8, K_BLOCK]`
+    rows: &'a mut [f32],
+    packed: SharedOut<'a>,
+}
+
+impl<W: Element, P: Product> Kernel for Pack<'_, W, P> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Linear { x, k, t, .. } = self.linear;
+        let words = self.layout.block_words(self.block);
+        let width = self.layout.panel_tokens(self.first);
+        let at = self.layout.offset(self.block, self.first);
+        // SAFETY: panels do not overlap, and this task alone packs this one.
+        let panel = unsafe { self.packed.slice(at..at + words * width) };
+        let columns = self.block * K_BLOCK * P::PER_WORD..k.min((self.block + 1) * K_BLOCK * P::PER_WORD);
+        for group in (0..width).step_by(8) {
+            for (i, row) in self.rows.chunks_exact_mut(K_BLOCK).enumerate() {
+                let token = self.first + group + i;
+                if token < t {
+                    self.product.words(s, &x[token * k..][columns.clone()], &mut row[..words]);
+                } else {
+                    row[..words].fill(0.0);
+                }
+            }
+            // SAFETY: `rows` holds 8 rows of `words` values; column `group .. group + 8` of the panel is inside it, since the
+            // width is a multiple of 8.
+            unsafe {
+                transpose(s, self.rows.as_ptr(), K_BLOCK, [8, words], panel.as_mut_ptr().add(group), width);
+            }
+        }
+    }
+}
+
+/// Computes outputs `range` of all tokens.
+struct Multiply<'a, W, P> {
+    product: P,
+    linear: Linear<'a, W>,
+    layout: Layout,
+    packed: &'a [f32],
+    range: Range<usize>,
+    /// `[TILE_ROWS, K_BLOCK]` words of the current weight rows.
+    weights: &'a mut [f32],
+    /// `[ROW_BLOCK, tokens of the block]`
+    sums: &'a mut [f32],
+    /// `[t, n]`
+    out: SharedOut<'a>,
+}
+
+impl<W: Element, P: Product> Kernel for Multiply<'_, W, P> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(mut self, s: S) {
+        let layout = self.layout;
+        let range = self.range.clone();
+        for tokens in blocks(0..layout.tokens, TOKEN_BLOCK) {
+            for rows in blocks(range.clone(), ROW_BLOCK) {
+                for (r, sums) in self.sums.chunks_exact_mut(tokens.len()).take(rows.len()).enumerate() {
+                    sums.fill(self.linear.bias.map_or(0.0, |bias| bias[rows.start + r]));
+                }
+                for block in 0..layout.blocks() {
+                    for tile in blocks(rows.clone(), TILE_ROWS) {
+                        self.tile(s, block, tile.clone(), tile.start - rows.start, tokens.clone());
+                    }
+                }
+                self.write(s, rows, tokens.clone());
+            }
+        }
+    }
+}
+
+/// Cuts `range` into pieces of `size`, the last one possibly shorter.
+#[inline(always)]
+fn blocks(range: Range<usize>, size: usize) -> impl Iterator<Item = Range<usize>> {
+    let end = range.end;
+    range.step_by(size).map(move |start| start..end.min(start + size))
+}
+
+impl<W: Element, P: Product> Multiply<'_, W, P> {
+    /// Adds the products of one block of words to the sums of weight rows `rows`, which begin at row `first` of the sums.
+    #[inline(always)]
+    fn tile<S: Simd>(&mut self, s: S, block: usize, rows: Range<usize>, first: usize, tokens: Range<usize>) {
+        let Linear { w, n, k, .. } = self.linear;
+        let layout = self.layout;
+        let words = layout.block_words(block);
+        let columns = block * K_BLOCK * P::PER_WORD..k.min((block + 1) * K_BLOCK * P::PER_WORD);
+        for (i, words) in self.weights.chunks_exact_mut(K_BLOCK).map(|row| &mut row[..words]).enumerate() {
+            match rows.start + i {
+                row if row < rows.end => self.product.words(s, &w[row * k..][columns.clone()], words),
+                _ => words.fill(0.0),
+            }
+            // The pieces of successive rows lie too far apart for the processor to guess the next.
+            let next = rows.start + i + TILE_ROWS;
+            if next < n {
+                let piece = &w[next * k..][columns.clone()];
+                for line in piece.chunks(64 / size_of::<W>()) {
+                    s.prefetch(line.as_ptr());
+                }
+            }
+        }
+        let width = tokens.len();
+        let mut token = tokens.start;
+        while token < tokens.end {
+            let panel = layout.panel_tokens(token);
+            let x = self.packed[layout.offset(block, token)..][..words * panel].as_ptr();
+            let sums = self.sums[first * width..][..TILE_ROWS * width].as_mut_ptr();
+            let w = self.weights.as_ptr();
+            // SAFETY: the weights are `TILE_ROWS` rows of `K_BLOCK` words, the panel `words` rows of `panel` tokens, and the
+            // sums `TILE_ROWS` rows of `width` tokens, of which `panel` follow the offset.
+            unsafe {
+                let sums = sums.add(token - tokens.start);
+                match panel / S::LANES {
+                    1 => micro::<S, P, TILE_ROWS, 1>(s, self.product, words, w, [K_BLOCK, 1], x, sums, width),
+                    2 => micro::<S, P, TILE_ROWS, 2>(s, self.product, words, w, [K_BLOCK, 1], x, sums, width),
+                    3 => micro::<S, P, TILE_ROWS, 3>(s, self.product, words, w, [K_BLOCK, 1], x, sums, width),
+                    _ => micro::<S, P, TILE_ROWS, 4>(s, self.product, words, w, [K_BLOCK, 1], x, sums, width),
+                }
+            }
+            token += panel;
+        }
+    }
+
+    /// Transposes the sums into the output.
+    #[inline(always)]
+    fn write<S: Simd>(&self, s: S, rows: Range<usize>, tokens: Range<usize>) {
+        let Linear { n, t, .. } = self.linear;
+        let real = tokens.end.min(t) - tokens.start;
+        // SAFETY: columns `rows` belong to this task alone; tokens end at `t`; the sums hold `rows.len()` rows.
+        unsafe {
+            let out = self.out.at(tokens.start * n + rows.start);
+            transpose(s, self.sums.as_ptr(), tokens.len(), [rows.len(), real], out, n);
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! Linear layers: `out = x W^T + bias` for one row, a few rows, or many.
+//!
+//! Three regimes, three kernels:
+//!
+//! * one row (decode) is bound by memory: [`rows`] streams every weight once and keeps the processor out of the way;
+//! * a few rows (batched decode) are the same loop with each weight used for several rows: the same bytes, more results,
+//!   and bit for bit the results of the rows one by one;
+//! * many rows (prefill, scoring) are bound by arithmetic: [`gemm`] blocks for registers and caches.
+
+mod gemm;
+mod micro;
+#[cfg(test)]
+pub(crate) mod oracle;
+mod product;
+mod rows;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;
+
+use std::ops::Range;
+
+pub(crate) use micro::micro;
+pub(crate) use product::{Exact, widen};
+use product::Pairs;
+
+use super::cpu::{Compute, Cpu, SharedOut};
+use super::simd::Element;
+use crate::tensor::{Matrix, MatrixView};
+
+/// From this many rows on the blocked product is used.
+pub(crate) const GEMM_ROWS: usize = 12;
+
+/// Multiplies every row of `x` with every row of `w`.
+///
+/// `w` `[N, K]`, `bias` `[N]`, `x` `[T, K]`, `out` `[T, N]`: `out[t][n] = sum_k x[t][k] * w[n][k] + bias[n]`, accumulated in
+/// `f32`: `|error| <= (K/8 + 16) * 2^-23 * (sum_k |x[t][k] * w[n][k]| + |bias[n]|)`. With [`Compute::Bf16`] and at least
+/// 12 rows both factors are rounded to `bf16` first.
+///
+/// # Panics
+/// If the lengths do not fit: `x.len() == T * K`, `out.len() == T * N`, `bias.len() == N`.
+pub fn linear(cpu: &Cpu, w: &Matrix, bias: Option<&[f32]>, x: &[f32], out: &mut [f32]) {
+    let (n, k) = (w.rows(), w.cols());
+    let t = if n == 0 { 0 } else { out.len() / n };
+    assert_eq!(out.len(), t * n, "output is no whole number of rows of {n}");
+    assert_eq!(x.len(), t * k, "{t} rows of {k} inputs expected");
+    if let Some(bias) = bias {
+        assert_eq!(bias.len(), n, "one bias for each of {n} outputs expected");
+    }
+    match w.view() {
+        MatrixView::F32(w) => Linear { w, bias, x, n, k, t }.run(cpu, out),
+        MatrixView::F16(w) => Linear { w, bias, x, n, k, t }.run(cpu, out),
+        MatrixView::BF16(w) => Linear { w, bias, x, n, k, t }.run(cpu, out),
+    }
+}
+
+/// Bytes that [`linear`] reads for `rows_of_x` rows: the weights once, the inputs once.
+pub fn linear_bytes(w: &Matrix, rows_of_x: usize) -> u64 {
+    (w.bytes() + rows_of_x * w.cols() * size_of::<f32>()) as u64
+}
+
+/// The operands of one call.
+#[derive(Clone, Copy)]
+pub(crate) struct Linear<'a, W> {
+    /// `[n, k]`
+    pub(crate) w: &'a [W],
+    /// `[n]`
+    pub(crate) bias: Option<&'a [f32]>,
+    /// `[t, k]`
+    pub(crate) x: &'a [f32],
+    pub(crate) n: usize,
+    pub(crate) k: usize,
+    pub(crate) t: usize,
+}
+
+impl<W: Element> Linear<'_, W> {
+    fn run(self, cpu: &Cpu, out: &mut [f32]) {
+        if self.t == 0 {
+            return;
+        }
+        if self.t >= GEMM_ROWS {
+            return match cpu.compute() {
+                Compute::F32 => gemm::gemm(cpu, Exact, self, out),
+                Compute::Bf16 => gemm::gemm(cpu, Pairs, self, out),
+            };
+        }
+        let row_bytes = self.k * size_of::<W>();
+        let out = SharedOut::new(out);
+        let chunk = |range: Range<usize>| cpu.run(rows::Rows { linear: self, range, out });
+        cpu.split(self.n, 1, row_bytes, &chunk);
+    }
+}

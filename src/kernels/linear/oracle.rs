@@ -1,0 +1,31 @@
+//! The linear layer as its definition says, in `f64`.
+
+use half::bf16;
+
+use crate::kernels::Compute;
+use crate::tensor::{Matrix, MatrixView};
+
+/// Expected value and error bound of every output `[T, N]`.
+pub(crate) fn linear(w: &Matrix, bias: Option<&[f32]>, x: &[f32], compute: Compute) -> Vec<(f64, f64)> {
+    let (n, k) = (w.rows(), w.cols());
+    let widened: Vec<f32> = match w.view() {
+        MatrixView::F32(w) => w.to_vec(),
+        MatrixView::F16(w) => w.iter().map(|v| v.to_f32()).collect(),
+        MatrixView::BF16(w) => w.iter().map(|v| v.to_f32()).collect(),
+    };
+    let factor = |v: f32| match compute {
+        Compute::F32 => f64::from(v),
+        Compute::Bf16 => bf16::from_f32(v).to_f64(),
+    };
+    let t = x.len().checked_div(k).unwrap_or(0);
+    let mut out = Vec::with_capacity(t * n);
+    for x in x.chunks_exact(k) {
+        for (i, w) in widened.chunks_exact(k).enumerate() {
+            let products = || w.iter().zip(x).map(|(&w, &x)| factor(w) * factor(x));
+            let b = bias.map_or(0.0, |bias| f64::from(bias[i]));
+            let size = products().map(f64::abs).sum::<f64>() + b.abs();
+            out.push((products().sum::<f64>() + b, (k as f64 / 8.0 + 16.0) * f64::from(f32::EPSILON) * size));
+        }
+    }
+    out
+}

@@ -1,0 +1,123 @@
+//! How one step of the blocked product multiplies: in `f32`, or on pairs of `bf16`.
+//!
+//! Both work on 32-bit *words*: one `f32`, or two neighbouring `bf16`. Packing, blocking and layout are therefore the same;
+//! only the making of words and the multiply-add differ. An instruction that multiplies more at once (AMX, integers) is
+//! another [`Product`].
+
+use shadowllm_weights::DType;
+
+use crate::kernels::cpu::Cpu;
+use crate::kernels::isa::Kernel;
+use crate::kernels::simd::{Element, Simd};
+
+/// One way to multiply.
+pub(crate) trait Product: Copy + Send + Sync {
+    /// Values in one word.
+    const PER_WORD: usize;
+
+    /// Runs a kernel with the instructions that suit this product.
+    fn enter<K: Kernel>(self, cpu: &Cpu, kernel: K) -> K::Out;
+
+    /// Makes the words of `src`, a last incomplete one filled up with zero. `dst` is as long as there are words.
+    fn words<S: Simd, W: Element>(self, s: S, src: &[W], dst: &mut [f32]);
+
+    /// `acc + w * x`, word by word.
+    fn step<S: Simd>(self, s: S, acc: S::V, w: S::V, x: S::V) -> S::V;
+}
+
+/// `f32` products of the values as they are.
+#[derive(Clone, Copy)]
+pub(crate) struct Exact;
+
+impl Product for Exact {
+    const PER_WORD: usize = 1;
+
+    #[inline]
+    fn enter<K: Kernel>(self, cpu: &Cpu, kernel: K) -> K::Out {
+        cpu.run(kernel)
+    }
+
+    #[inline(always)]
+    fn words<S: Simd, W: Element>(self, s: S, src: &[W], dst: &mut [f32]) {
+        widen(s, src, dst);
+    }
+
+    #[inline(always)]
+    fn step<S: Simd>(self, s: S, acc: S::V, w: S::V, x: S::V) -> S::V {
+        s.fma(w, x, acc)
+    }
+}
+
+/// Products of pairs of `bf16`, summed in `f32`. Both factors are rounded to nearest, ties to even.
+#[derive(Clone, Copy)]
+pub(crate) struct Pairs;
+
+impl Product for Pairs {
+    const PER_WORD: usize = 2;
+
+    #[inline]
+    fn enter<K: Kernel>(self, cpu: &Cpu, kernel: K) -> K::Out {
+        cpu.run_bf16(kernel)
+    }
+
+    #[inline(always)]
+    fn words<S: Simd, W: Element>(self, _s: S, src: &[W], dst: &mut [f32]) {
+        assert_eq!(dst.len(), src.len().div_ceil(2));
+        let pairs = src.chunks_exact(2);
+        if let (&[last], Some(word)) = (pairs.remainder(), dst.last_mut()) {
+            *word = f32::from_bits(round::<W>(last));
+        }
+        for (word, pair) in dst.iter_mut().zip(pairs) {
+            *word = f32::from_bits(round::<W>(pair[0]) | round::<W>(pair[1]) << 16);
+        }
+    }
+
+    #[inline(always)]
+    fn step<S: Simd>(self, s: S, acc: S::V, w: S::V, x: S::V) -> S::V {
+        s.dot_pairs(acc, w, x)
+    }
+}
+
+/// The bits of `value` rounded to `bf16`.
+#[inline(always)]
+fn round<W: Element>(value: W) -> u32 {
+    let bits = value.widen().to_bits();
+    if W::DTYPE == DType::BF16 {
+        return bits >> 16;
+    }
+    // Without branches, so that the compiler can make vectors of it; same results as `bf16::from_f32`.
+    let rounded = (bits.wrapping_add(0x7fff + ((bits >> 16) & 1))) >> 16;
+    let quiet_nan = (bits >> 16) | 0x40;
+    if bits & 0x7fff_ffff > 0x7f80_0000 { quiet_nan } else { rounded }
+}
+
+/// Widens a row to `f32`.
+#[inline(always)]
+pub(crate) fn widen<S: Simd, W: Element>(s: S, src: &[W], dst: &mut [f32]) {
+    assert_eq!(src.len(), dst.len());
+    let whole = src.len() / S::LANES * S::LANES;
+    for i in (0..whole).step_by(S::LANES) {
+        // SAFETY: `i + LANES <= len` of both.
+        unsafe { s.store(dst.as_mut_ptr().add(i), W::load(s, src.as_ptr().add(i))) };
+    }
+    for (d, v) in dst[whole..].iter_mut().zip(&src[whole..]) {
+        *d = v.widen();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use half::bf16;
+
+    #[test]
+    fn rounding_is_that_of_half() {
+        let mut bits = 0u32;
+        loop {
+            let value = f32::from_bits(bits);
+            assert_eq!(round(value) as u16, bf16::from_f32(value).to_bits(), "{bits:#x}");
+            let Some(next) = bits.checked_add(0x4321) else { break };
+            bits = next;
+        }
+    }
+}

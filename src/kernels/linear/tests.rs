@@ -1,0 +1,113 @@
+use proptest::prelude::*;
+use shadowllm_weights::DType;
+
+use super::{GEMM_ROWS, linear, oracle};
+use crate::kernels::testing::{close, cpu, matrix, on_every_isa, values};
+use crate::kernels::{Compute, Cpu, IsaName};
+
+fn dtype() -> impl Strategy<Value = DType> {
+    prop::sample::select(DType::ALL.to_vec())
+}
+
+fn run(cpu: &Cpu, w: &crate::tensor::Matrix, bias: Option<&[f32]>, x: &[f32]) -> Vec<f32> {
+    let mut out = vec![f32::NAN; x.len() / w.cols() * w.rows()];
+    linear(cpu, w, bias, x, &mut out);
+    out
+}
+
+fn agrees_with_the_oracle(isa: IsaName) {
+    let Some(cpu) = cpu(isa, 2, Compute::F32) else { return };
+    let cases = (1usize..70, 1usize..300, 1usize..41, dtype(), any::<bool>(), any::<u64>());
+    proptest!(ProptestConfig::with_cases(100), |((n, k, t, dtype, bias, seed) in cases)| {
+        let w = matrix(seed, n, k, dtype);
+        let bias = bias.then(|| values(seed ^ 1, n));
+        let x = values(seed ^ 2, t * k);
+        let out = run(&cpu, &w, bias.as_deref(), &x);
+        close(&out, &oracle::linear(&w, bias.as_deref(), &x, Compute::F32))?;
+    });
+}
+
+fn large_shapes_agree(isa: IsaName) {
+    // More than one block along every dimension.
+    let Some(cpu) = cpu(isa, 2, Compute::F32) else { return };
+    for (n, k, t, dtype) in [(205, 600, 270, DType::BF16), (97, 513, 300, DType::F16), (300, 256, 65, DType::F32)] {
+        let (w, x) = (matrix(1, n, k, dtype), values(2, t * k));
+        close(&run(&cpu, &w, None, &x), &oracle::linear(&w, None, &x, Compute::F32)).unwrap();
+    }
+}
+
+fn bf16_products_agree_with_the_oracle(isa: IsaName) {
+    let Some(cpu) = cpu(isa, 2, Compute::Bf16) else { return };
+    let cases = (1usize..30, 1usize..700, GEMM_ROWS..70, dtype(), any::<u64>());
+    proptest!(ProptestConfig::with_cases(40), |((n, k, t, dtype, seed) in cases)| {
+        let (w, x) = (matrix(seed, n, k, dtype), values(seed ^ 2, t * k));
+        close(&run(&cpu, &w, None, &x), &oracle::linear(&w, None, &x, Compute::Bf16))?;
+    });
+}
+
+fn threads_change_nothing(isa: IsaName) {
+    let shapes = [(700, 300, 1), (700, 300, 3), (700, 300, 7), (500, 300, 40)];
+    for dtype in DType::ALL {
+        for (n, k, t) in shapes {
+            for compute in [Compute::F32, Compute::Bf16] {
+                let (w, bias, x) = (matrix(3, n, k, dtype), values(4, n), values(5, t * k));
+                let results = [1, 2, 3].map(|threads| {
+                    cpu(isa, threads, compute).map(|cpu| run(&cpu, &w, Some(&bias), &x).into_iter().map(f32::to_bits).collect())
+                });
+                let [one, two, three]: [Option<Vec<u32>>; 3] = results;
+                assert!(one == two && two == three, "{n} x {k}, {t} rows of {dtype}");
+            }
+        }
+    }
+}
+
+fn few_rows_are_the_rows_one_by_one(isa: IsaName) {
+    let Some(cpu) = cpu(isa, 2, Compute::F32) else { return };
+    for dtype in DType::ALL {
+        for t in 2..GEMM_ROWS {
+            let (n, k) = (37, 203);
+            let (w, x) = (matrix(6, n, k, dtype), values(7, t * k));
+            let one_by_one: Vec<f32> = x.chunks_exact(k).flat_map(|x| run(&cpu, &w, None, x)).collect();
+            assert_eq!(run(&cpu, &w, None, &x), one_by_one, "{t} rows");
+        }
+    }
+}
+
+fn broken_values_stay_visible(isa: IsaName) {
+    let Some(cpu) = cpu(isa, 1, Compute::F32) else { return };
+    for t in [1, 5, 20] {
+        let (n, k) = (9, 50);
+        let w = matrix(8, n, k, DType::BF16);
+        for broken in [f32::NAN, f32::INFINITY] {
+            let mut x = values(9, t * k);
+            x[(t - 1) * k + 49] = broken;
+            let out = run(&cpu, &w, None, &x);
+            assert!(out[(t - 1) * n..].iter().all(|v| !v.is_finite()), "{broken} was lost");
+            assert!(out[..(t - 1) * n].iter().all(|v| v.is_finite()), "{broken} spread to other rows");
+        }
+    }
+}
+
+fn empty_operands_are_fine(isa: IsaName) {
+    let Some(cpu) = cpu(isa, 2, Compute::F32) else { return };
+    let w = matrix(1, 5, 7, DType::F16);
+    linear(&cpu, &w, None, &[], &mut []);
+    let none = matrix(1, 0, 7, DType::F16);
+    linear(&cpu, &none, None, &[], &mut []);
+    // No inputs at all: only the bias is left.
+    for t in [1, 20] {
+        let mut out = vec![1.0; t * 5];
+        linear(&cpu, &matrix(1, 5, 0, DType::F32), Some(&[3.0; 5]), &[], &mut out);
+        assert!(out.iter().all(|&v| v == 3.0));
+    }
+}
+
+on_every_isa!(
+    agrees_with_the_oracle,
+    large_shapes_agree,
+    bf16_products_agree_with_the_oracle,
+    threads_change_nothing,
+    few_rows_are_the_rows_one_by_one,
+    broken_values_stay_visible,
+    empty_operands_are_fine,
+);

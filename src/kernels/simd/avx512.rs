@@ -1,0 +1,190 @@
+//! Vectors of 16 lanes with AVX-512 F, BW, VL and DQ.
+
+use std::arch::x86_64::*;
+
+use half::{bf16, f16};
+
+use super::Simd;
+use crate::kernels::isa::{Avx512, Avx512Bf16};
+
+/// Mask of the first `n <= 16` lanes.
+#[inline(always)]
+fn mask(n: usize) -> __mmask16 {
+    ((1u32 << n.min(16)) - 1) as __mmask16
+}
+
+/// Halves down to one lane with `op`, which combines the lower and the upper half.
+macro_rules! reduce {
+    ($v:expr, $op256:ident, $op:ident, $op_ss:ident) => {{
+        let eight = $op256(_mm512_castps512_ps256($v), _mm512_extractf32x8_ps::<1>($v));
+        let four = $op(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
+        let two = $op(four, _mm_movehl_ps(four, four));
+        _mm_cvtss_f32($op_ss(two, _mm_movehdup_ps(two)))
+    }};
+}
+
+/// The same vectors for both tokens; `extra` are the methods that one of them does better.
+macro_rules! simd_avx512 {
+    ($token:ty, { $($extra:tt)* }) => {
+        impl Simd for $token {
+            type V = __m512;
+            const LANES: usize = 16;
+            const REGISTERS: usize = 32;
+
+            #[inline(always)]
+            fn splat(self, x: f32) -> __m512 {
+                // SAFETY: the token proves AVX-512, here and in every method below.
+                unsafe { _mm512_set1_ps(x) }
+            }
+
+            #[inline(always)]
+            unsafe fn load(self, p: *const f32) -> __m512 {
+                // SAFETY: the caller promises 16 readable values.
+                unsafe { _mm512_loadu_ps(p) }
+            }
+
+            #[inline(always)]
+            unsafe fn load_part(self, p: *const f32, n: usize) -> __m512 {
+                // SAFETY: masked lanes are not read.
+                unsafe { _mm512_maskz_loadu_ps(mask(n), p) }
+            }
+
+            #[inline(always)]
+            unsafe fn load_f16(self, p: *const f16) -> __m512 {
+                // SAFETY: the caller promises 16 readable values.
+                unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(p.cast())) }
+            }
+
+            #[inline(always)]
+            unsafe fn load_bf16(self, p: *const bf16) -> __m512 {
+                // SAFETY: the caller promises 16 readable values.
+                unsafe {
+                    let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast()));
+                    _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
+                }
+            }
+
+            #[inline(always)]
+            unsafe fn store(self, p: *mut f32, v: __m512) {
+                // SAFETY: the caller promises 16 writable values.
+                unsafe { _mm512_storeu_ps(p, v) }
+            }
+
+            #[inline(always)]
+            unsafe fn store_part(self, p: *mut f32, v: __m512, n: usize) {
+                // SAFETY: masked lanes are not written.
+                unsafe { _mm512_mask_storeu_ps(p, mask(n), v) }
+            }
+
+            #[inline(always)]
+            fn add(self, a: __m512, b: __m512) -> __m512 {
+                // SAFETY: see `splat`.
+                unsafe { _mm512_add_ps(a, b) }
+            }
+
+            #[inline(always)]
+            fn sub(self, a: __m512, b: __m512) -> __m512 {
+                // SAFETY: see `splat`.
+                unsafe { _mm512_sub_ps(a, b) }
+            }
+
+            #[inline(always)]
+            fn mul(self, a: __m512, b: __m512) -> __m512 {
+                // SAFETY: see `splat`.
+                unsafe { _mm512_mul_ps(a, b) }
+            }
+
+            #[inline(always)]
+            fn div(self, a: __m512, b: __m512) -> __m512 {
+                // SAFETY: see `splat`.
+                unsafe { _mm512_div_ps(a, b) }
+            }
+
+            #[inline(always)]
+            fn fma(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+                // SAFETY: see `splat`.
+                unsafe { _mm512_fmadd_ps(a, b, c) }
+            }
+
+            #[inline(always)]
+            fn max(self, a: __m512, b: __m512) -> __m512 {
+                // SAFETY: see `splat`.
+                unsafe { _mm512_max_ps(a, b) }
+            }
+
+            #[inline(always)]
+            fn min(self, a: __m512, b: __m512) -> __m512 {
+                // SAFETY: see `splat`.
+                unsafe { _mm512_min_ps(a, b) }
+            }
+
+            #[inline(always)]
+            fn select_le(self, a: __m512, b: __m512, yes: __m512, no: __m512) -> __m512 {
+                // SAFETY: see `splat`.
+                unsafe { _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_LE_OQ>(a, b), no, yes) }
+            }
+
+            #[inline(always)]
+            fn abs(self, a: __m512) -> __m512 {
+                // SAFETY: see `splat`.
+                unsafe { _mm512_abs_ps(a) }
+            }
+
+            #[inline(always)]
+            fn scale(self, v: __m512, n: __m512) -> __m512 {
+                // SAFETY: see `splat`.
+                unsafe { _mm512_scalef_ps(v, n) }
+            }
+
+            #[inline(always)]
+            fn low_halves(self, pairs: __m512) -> __m512 {
+                // SAFETY: see `splat`.
+                unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_castps_si512(pairs))) }
+            }
+
+            #[inline(always)]
+            fn high_halves(self, pairs: __m512) -> __m512 {
+                // SAFETY: see `splat`.
+                unsafe { _mm512_and_ps(pairs, _mm512_castsi512_ps(_mm512_set1_epi32(-0x1_0000))) }
+            }
+
+            $($extra)*
+
+            #[inline(always)]
+            fn sum(self, v: __m512) -> f32 {
+                // SAFETY: see `splat`.
+                unsafe { reduce!(v, _mm256_add_ps, _mm_add_ps, _mm_add_ss) }
+            }
+
+            #[inline(always)]
+            fn max_lane(self, v: __m512) -> f32 {
+                // SAFETY: see `splat`.
+                unsafe { reduce!(v, _mm256_max_ps, _mm_max_ps, _mm_max_ss) }
+            }
+
+            #[inline(always)]
+            fn prefetch<T>(self, p: *const T) {
+                // SAFETY: a prefetch never faults.
+                unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+            }
+
+            #[inline(always)]
+            unsafe fn transpose_8x8(self, src: *const f32, src_stride: usize, dst: *mut f32, dst_stride: usize) {
+                // SAFETY: AVX-512 includes AVX2; the caller promises the blocks.
+                unsafe { super::avx2::transpose_8x8(src, src_stride, dst, dst_stride) }
+            }
+        }
+    };
+}
+
+simd_avx512!(Avx512, {});
+simd_avx512!(Avx512Bf16, {
+    #[inline(always)]
+    fn dot_pairs(self, acc: __m512, w: __m512, x: __m512) -> __m512 {
+        // SAFETY: the token proves AVX512-BF16. Both types are 64 bytes without invalid values.
+        unsafe {
+            let [w, x] = [w, x].map(|v| std::mem::transmute::<__m512, __m512bh>(v));
+            _mm512_dpbf16_ps(acc, w, x)
+        }
+    }
+});

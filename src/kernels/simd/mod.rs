@@ -1,0 +1,178 @@
+//! The vector operations that kernels are written in.
+//!
+//! [`Simd`] is deliberately small: what the kernels of this folder need and nothing else, so that a new instruction set is
+//! one file. A vector holds [`Simd::LANES`] `f32`; narrower formats exist only in memory and are widened by the load.
+//!
+//! Every method must be `#[inline(always)]`: it is then compiled inside the function that enables the instructions
+//! ([`Isa::run`](super::isa::Isa::run)). A call that is not inlined would still be correct, but slow.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod element;
+pub(crate) mod math;
+mod portable;
+
+use half::{bf16, f16};
+
+pub(crate) use element::Element;
+
+/// A proof token together with the vector operations it makes available.
+pub(crate) trait Simd: Copy + Send + Sync + 'static {
+    /// `LANES` values of `f32`.
+    type V: Copy;
+
+    /// Values in one vector.
+    const LANES: usize;
+
+    /// Vector registers of the architecture; kernels choose their tiles by it.
+    const REGISTERS: usize;
+
+    /// All lanes `x`.
+    fn splat(self, x: f32) -> Self::V;
+
+    /// Reads `LANES` values.
+    ///
+    /// # Safety
+    /// `p` is valid for reading `LANES` values; it need not be aligned to more than the element (as for all loads here).
+    unsafe fn load(self, p: *const f32) -> Self::V;
+
+    /// Reads `n` values, at most `LANES`; the lanes behind are zero.
+    ///
+    /// # Safety
+    /// `p` is valid for reading `n` values.
+    unsafe fn load_part(self, p: *const f32, n: usize) -> Self::V;
+
+    /// Reads and widens `LANES` values (exact).
+    ///
+    /// # Safety
+    /// As [`Simd::load`].
+    unsafe fn load_f16(self, p: *const f16) -> Self::V;
+
+    /// Reads and widens `LANES` values (exact).
+    ///
+    /// # Safety
+    /// As [`Simd::load`].
+    unsafe fn load_bf16(self, p: *const bf16) -> Self::V;
+
+    /// Writes `LANES` values.
+    ///
+    /// # Safety
+    /// `p` is valid for writing `LANES` values.
+    unsafe fn store(self, p: *mut f32, v: Self::V);
+
+    /// Writes the first `n` values, at most `LANES`.
+    ///
+    /// # Safety
+    /// `p` is valid for writing `n` values.
+    unsafe fn store_part(self, p: *mut f32, v: Self::V, n: usize);
+
+    /// `a + b`.
+    fn add(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `a - b`.
+    fn sub(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `a * b`.
+    fn mul(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `a / b`.
+    fn div(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `a * b + c`, rounded once where the instruction set can.
+    fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// The larger; `b` if either is NaN.
+    fn max(self, a: Self::V, b: Self::V) -> Self::V;
+    /// The smaller; `b` if either is NaN.
+    fn min(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `a <= b ? yes : no`, per lane; `no` if either is NaN.
+    fn select_le(self, a: Self::V, b: Self::V, yes: Self::V, no: Self::V) -> Self::V;
+    /// `|a|`.
+    fn abs(self, a: Self::V) -> Self::V;
+    /// `v * 2^n` for integral `n` in -252 ..= 254, rounded once.
+    fn scale(self, v: Self::V, n: Self::V) -> Self::V;
+
+    /// Every lane as two `bf16`; the one in the lower half, widened.
+    fn low_halves(self, pairs: Self::V) -> Self::V;
+    /// The one in the upper half, widened.
+    fn high_halves(self, pairs: Self::V) -> Self::V;
+
+    /// `acc` plus both products of the `bf16` pairs in each lane of `w` and `x`, summed in `f32`.
+    #[inline(always)]
+    fn dot_pairs(self, acc: Self::V, w: Self::V, x: Self::V) -> Self::V {
+        let acc = self.fma(self.high_halves(w), self.high_halves(x), acc);
+        self.fma(self.low_halves(w), self.low_halves(x), acc)
+    }
+
+    /// Sum of all lanes in a fixed order: lane `i` and lane `i + half`, then halves of that, down to one.
+    fn sum(self, v: Self::V) -> f32;
+    /// Largest lane, in the order of [`Simd::sum`]; if a lane is NaN the result may be any lane.
+    fn max_lane(self, v: Self::V) -> f32;
+
+    /// Asks for the cache line at `p`. Any address is allowed.
+    fn prefetch<T>(self, p: *const T);
+
+    /// Transposes an 8x8 block: `dst[c * dst_stride + r] = src[r * src_stride + c]`.
+    ///
+    /// # Safety
+    /// Both blocks are valid and do not overlap.
+    unsafe fn transpose_8x8(self, src: *const f32, src_stride: usize, dst: *mut f32, dst_stride: usize);
+
+    /// All lanes zero.
+    #[inline(always)]
+    fn zero(self) -> Self::V {
+        self.splat(0.0)
+    }
+
+    /// The first values of `x`: `LANES` of them, or all if there are fewer, with zeros behind.
+    #[inline(always)]
+    fn load_slice(self, x: &[f32]) -> Self::V {
+        if x.len() >= Self::LANES {
+            // SAFETY: the slice holds `LANES` values.
+            unsafe { self.load(x.as_ptr()) }
+        } else {
+            // SAFETY: the slice holds `x.len()` values.
+            unsafe { self.load_part(x.as_ptr(), x.len()) }
+        }
+    }
+
+    /// Writes the first lanes of `v` to `x`: `LANES` of them, or as many as fit.
+    #[inline(always)]
+    fn store_slice(self, x: &mut [f32], v: Self::V) {
+        if x.len() >= Self::LANES {
+            // SAFETY: the slice holds `LANES` values.
+            unsafe { self.store(x.as_mut_ptr(), v) }
+        } else {
+            // SAFETY: the slice holds `x.len()` values.
+            unsafe { self.store_part(x.as_mut_ptr(), v, x.len()) }
+        }
+    }
+}
+
+/// Transposes `src` `[rows, cols]` (row stride `src_stride`) into `dst` `[cols, rows]` (row stride `dst_stride`).
+///
+/// # Safety
+/// Both matrices are valid for their sizes and strides and do not overlap.
+#[inline(always)]
+pub(crate) unsafe fn transpose<S: Simd>(
+    s: S,
+    src: *const f32,
+    src_stride: usize,
+    [rows, cols]: [usize; 2],
+    dst: *mut f32,
+    dst_stride: usize,
+) {
+    let (rows8, cols8) = (rows / 8 * 8, cols / 8 * 8);
+    for r in (0..rows8).step_by(8) {
+        for c in (0..cols8).step_by(8) {
+            // SAFETY: the block lies inside both matrices.
+            unsafe {
+                s.transpose_8x8(src.add(r * src_stride + c), src_stride, dst.add(c * dst_stride + r), dst_stride);
+            }
+        }
+    }
+    for r in 0..rows {
+        let from = if r < rows8 { cols8 } else { 0 };
+        for c in from..cols {
+            // SAFETY: `r < rows` and `c < cols`.
+            unsafe { *dst.add(c * dst_stride + r) = *src.add(r * src_stride + c) };
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! What the kernels' tests share: contexts for every instruction set, random values, and comparison with a stated bound.
+
+use proptest::test_runner::{TestCaseError, TestCaseResult};
+use shadowllm_weights::{DType, TensorData};
+
+use super::{Compute, Cpu, CpuOptions, IsaName};
+use crate::tensor::Matrix;
+
+/// A context, or `None` (with a line saying so) where this processor lacks the instructions.
+pub(crate) fn cpu(isa: IsaName, threads: usize, compute: Compute) -> Option<Cpu> {
+    if IsaName::available().all(|name| name != isa) {
+        #[allow(clippy::print_stderr)]
+        {
+            eprintln!("skipped: this processor has no {isa}");
+        }
+        return None;
+    }
+    Cpu::new(&CpuOptions { isa: Some(isa), threads: Some(threads), compute }).ok()
+}
+
+/// Stamps the functions `fn(IsaName)` given as tests of every instruction set.
+macro_rules! on_every_isa {
+    ($($test:ident),* $(,)?) => {
+        mod portable {
+            $(#[test] fn $test() { super::$test($crate::kernels::IsaName::Portable); })*
+        }
+        mod avx2 {
+            $(#[test] fn $test() { super::$test($crate::kernels::IsaName::Avx2); })*
+        }
+        mod avx512 {
+            $(#[test] fn $test() { super::$test($crate::kernels::IsaName::Avx512); })*
+        }
+    };
+}
+pub(crate) use on_every_isa;
+
+/// Deterministic pseudo-random values in -1 .. 1 (splitmix64).
+pub(crate) fn values(seed: u64, n: usize) -> Vec<f32> {
+    (0..n as u64)
+        .map(|i| {
+            let mut z = (seed.wrapping_mul(0x2545_f491_4f6c_dd1d).wrapping_add(i)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            ((z ^ (z >> 31)) >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+        })
+        .collect()
+}
+
+/// A random matrix.
+pub(crate) fn matrix(seed: u64, rows: usize, cols: usize, dtype: DType) -> Matrix {
+    let data = TensorData::from_f32_as(&[rows, cols], dtype, &values(seed, rows * cols)).unwrap();
+    Matrix::new(data).unwrap()
+}
+
+/// Whether `found` is within `bound` of `expected`, element by element.
+pub(crate) fn close(found: &[f32], expected: &[(f64, f64)]) -> TestCaseResult {
+    assert_eq!(found.len(), expected.len());
+    for (i, (&found, &(expected, bound))) in found.iter().zip(expected).enumerate() {
+        let error = (f64::from(found) - expected).abs();
+        if !(error <= bound) {
+            let what = format!("element {i}: {found:e} instead of {expected:e}, error {error:e} over the bound {bound:e}");
+            return Err(TestCaseError::fail(what));
+        }
+    }
+    Ok(())
+}
