@@ -28,8 +28,7 @@ fn run(args: &[&str]) -> Run {
 }
 
 fn run_with_input(args: &[&str], input: &str) -> Run {
-    let mut child =
-        command(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child = command(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
     let output = child.wait_with_output().unwrap();
     Run {
@@ -123,7 +122,8 @@ fn generate_json_has_the_documented_fields() {
     assert_eq!(report["tokens"], serde_json::json!([15, 283, 264, 1095, 282, 264, 924, 15]));
     assert_eq!(report["prompt_tokens"], 6);
     assert_eq!(report["stop_reason"], "max_tokens");
-    for field in ["decode_tokens_per_second", "bytes_per_token", "effective_gb_per_second", "prefill_tokens_per_second"] {
+    for field in ["decode_tokens_per_second", "bytes_per_token", "effective_gb_per_second", "prefill_tokens_per_second"]
+    {
         assert!(report[field].as_f64().unwrap() > 0.0, "{field}: {report}");
     }
     // All weights but the position table and the unused rows of the embedding, which is the LM head too.
@@ -165,7 +165,16 @@ fn a_directory_without_tokenizer_works_by_ids() {
 fn logits_are_written_for_every_position() {
     let temp = tempfile::tempdir().unwrap();
     let out = temp.path().join("logits.safetensors");
-    let report = json(&["logits", "--model", &fixture("opt-pre"), "--ids", "50,14,128", "--out", out.to_str().unwrap(), "--json"]);
+    let report = json(&[
+        "logits",
+        "--model",
+        &fixture("opt-pre"),
+        "--ids",
+        "50,14,128",
+        "--out",
+        out.to_str().unwrap(),
+        "--json",
+    ]);
     assert_eq!(report["shape"], serde_json::json!([3, 131]));
     let bytes = std::fs::read(out).unwrap();
     let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
@@ -176,8 +185,17 @@ fn logits_are_written_for_every_position() {
 #[test]
 fn perplexity_of_ids() {
     let ids: Vec<String> = (4..64).map(|i| i.to_string()).collect();
-    let report =
-        json(&["eval", "perplexity", "--model", &fixture("opt-pre"), "--ids", &ids.join(","), "--window", "20", "--json"]);
+    let report = json(&[
+        "eval",
+        "perplexity",
+        "--model",
+        &fixture("opt-pre"),
+        "--ids",
+        &ids.join(","),
+        "--window",
+        "20",
+        "--json",
+    ]);
     assert_eq!(report["tokens"], 3 * 19);
     let (perplexity, nll) = (report["perplexity"].as_f64().unwrap(), report["nll"].as_f64().unwrap());
     assert!((perplexity.ln() * 57.0 - nll).abs() < 1e-6);
@@ -218,8 +236,7 @@ fn chat_keeps_what_it_has_already_read() {
     let args = ["chat", "--model", model.to_str().unwrap(), "--json", "-n", "6", "--context", "80"];
     let run = run_with_input(&args, "Good morning.\nWhere is the captain?\n\n/reset\nGood morning.\n/exit\nnot read\n");
     assert_eq!(run.code, Some(0), "{}", run.err);
-    let turns: Vec<Value> =
-        serde_json::Deserializer::from_str(&run.out).into_iter().collect::<Result<_, _>>().unwrap();
+    let turns: Vec<Value> = serde_json::Deserializer::from_str(&run.out).into_iter().collect::<Result<_, _>>().unwrap();
     assert_eq!(turns.len(), 3);
     assert_eq!(turns[0]["prompt_tokens"], turns[0]["new_prompt_tokens"]);
     assert!(turns[1]["new_prompt_tokens"].as_u64() < turns[1]["prompt_tokens"].as_u64(), "{turns:?}");
@@ -259,7 +276,8 @@ fn every_mistake_has_its_message() {
     std::fs::remove_file(unreadable.join("model.safetensors")).unwrap();
     std::fs::create_dir(unreadable.join("model.safetensors")).unwrap();
     let wrong_tokenizer = copy("llama-mha", base);
-    std::fs::copy(format!("{ROOT}/weights/embedded/tiny-opt/tokenizer.json"), wrong_tokenizer.join("tokenizer.json")).unwrap();
+    std::fs::copy(format!("{ROOT}/weights/embedded/tiny-opt/tokenizer.json"), wrong_tokenizer.join("tokenizer.json"))
+        .unwrap();
     let long = "word ".repeat(600);
     let path = |p: &Path| p.to_str().unwrap().to_owned();
     let (opt, text) = (fixture("opt-pre"), path(&text));

@@ -90,7 +90,12 @@ impl PerplexityCommand {
         bar.finish_and_clear();
         let tokens_per_second = result.tokens as f64 / start.elapsed().as_secs_f64();
         if self.json {
-            return console.json(&Report { model: engine.location(), window: size, result: &result, tokens_per_second });
+            return console.json(&Report {
+                model: engine.location(),
+                window: size,
+                result: &result,
+                tokens_per_second,
+            });
         }
         console.line(&format!(
             "perplexity {:.4} over {} tokens in {} windows of {size} ({tokens_per_second:.0} tokens/s)",

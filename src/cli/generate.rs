@@ -199,10 +199,8 @@ pub(super) fn speed(timing: &Timing, cpu: &Cpu, read: Option<f64>) -> String {
         timing.prompt_tokens,
         timing.prompt_rate(),
         match (timing.decode_rate(), timing.bytes_per_token(), timing.gb_per_second()) {
-            (Some(rate), Some(bytes), Some(used)) => format!(
-                "decoding {rate:.1} tokens/s, {:.1} MB per token, {used:.1} GB/s",
-                bytes / 1e6
-            ),
+            (Some(rate), Some(bytes), Some(used)) =>
+                format!("decoding {rate:.1} tokens/s, {:.1} MB per token, {used:.1} GB/s", bytes / 1e6),
             _ => "nothing decoded".to_owned(),
         },
         cpu.isa(),

@@ -141,10 +141,7 @@ mod tests {
                 windows: Windows { size: 200, count: None },
                 message: "a window of 200 tokens does not fit into the model's 100 positions",
             },
-            Case {
-                windows: Windows { size: 4, count: Some(0) },
-                message: "0 windows were asked for; use at least 1",
-            },
+            Case { windows: Windows { size: 4, count: Some(0) }, message: "0 windows were asked for; use at least 1" },
             Case {
                 windows: Windows { size: 4, count: Some(3) },
                 message: "the text has 10 tokens, which is 2 complete windows of 4, but 3 were asked for; \

@@ -27,10 +27,7 @@ pub struct ChatMessage {
 impl ChatMessage {
     /// A turn of any role.
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
-        Self {
-            role: role.into(),
-            content: content.into(),
-        }
+        Self { role: role.into(), content: content.into() }
     }
 
     /// Instructions for the whole conversation.
@@ -62,11 +59,7 @@ pub struct ChatOptions {
 
 impl Default for ChatOptions {
     fn default() -> Self {
-        Self {
-            add_generation_prompt: true,
-            unix_time: None,
-            variables: BTreeMap::new(),
-        }
+        Self { add_generation_prompt: true, unix_time: None, variables: BTreeMap::new() }
     }
 }
 
@@ -98,10 +91,7 @@ impl ChatTemplate {
     pub fn new(source: &str, config: &TokenizerConfig) -> Result<Self, GenerateError> {
         Ok(Self {
             environment: environment(source)?,
-            special_tokens: config
-                .special_tokens()
-                .map(|(role, text)| (role.to_owned(), Value::from(text)))
-                .collect(),
+            special_tokens: config.special_tokens().map(|(role, text)| (role.to_owned(), Value::from(text))).collect(),
         })
     }
 
@@ -138,10 +128,7 @@ impl ChatTemplate {
         Err(if known.is_empty() {
             GenerateError::NoChatTemplate
         } else {
-            GenerateError::ChatTemplateName {
-                name: wanted.to_owned(),
-                known: known.join(", "),
-            }
+            GenerateError::ChatTemplateName { name: wanted.to_owned(), known: known.join(", ") }
         }
         .into())
     }
@@ -151,39 +138,20 @@ impl ChatTemplate {
     /// # Errors
     /// [`GenerateError::ChatRefused`] when the template raises an exception, for example because the model knows no system
     /// role; [`GenerateError::ChatTemplate`] when it breaks.
-    pub fn render(
-        &self,
-        messages: &[ChatMessage],
-        options: &ChatOptions,
-    ) -> Result<String, GenerateError> {
+    pub fn render(&self, messages: &[ChatMessage], options: &ChatOptions) -> Result<String, GenerateError> {
         let clock = options
             .unix_time
             .map(jiff::Timestamp::from_second)
             .transpose()
-            .map_err(|error| GenerateError::ChatTemplate {
-                line: None,
-                reason: format!("unix_time: {error}"),
-            })?;
-        let variables = options
-            .variables
-            .iter()
-            .map(|(name, value)| (name.clone(), Value::from(Serde(value))));
+            .map_err(|error| GenerateError::ChatTemplate { line: None, reason: format!("unix_time: {error}") })?;
+        let variables = options.variables.iter().map(|(name, value)| (name.clone(), Value::from(Serde(value))));
         let own = [
             ("messages", Value::from(Serde(messages))),
-            (
-                "add_generation_prompt",
-                Value::from(options.add_generation_prompt),
-            ),
+            ("add_generation_prompt", Value::from(options.add_generation_prompt)),
             ("strftime_now", strftime_now(clock)),
         ];
         let own = own.map(|(name, value)| (name.to_owned(), value));
-        let context = Value::from_pairs(
-            self.special_tokens
-                .iter()
-                .cloned()
-                .chain(variables)
-                .chain(own),
-        );
+        let context = Value::from_pairs(self.special_tokens.iter().cloned().chain(variables).chain(own));
         self.environment
             .get_template(NAME)
             .and_then(|template| template.render(context))
@@ -296,14 +264,8 @@ mod tests {
         ]
     }
 
-    fn render(
-        source: &str,
-        messages: &[ChatMessage],
-        options: &ChatOptions,
-    ) -> Result<String, GenerateError> {
-        ChatTemplate::new(source, &config())
-            .unwrap()
-            .render(messages, options)
+    fn render(source: &str, messages: &[ChatMessage], options: &ChatOptions) -> Result<String, GenerateError> {
+        ChatTemplate::new(source, &config()).unwrap().render(messages, options)
     }
 
     fn with_system() -> Vec<ChatMessage> {
@@ -315,21 +277,12 @@ mod tests {
     /// Each expectation was made with Jinja2 3.1.6 and transformers' settings.
     #[test]
     fn templates_in_use_render_as_in_transformers() {
-        let open = ChatOptions {
-            unix_time: Some(0),
-            ..ChatOptions::default()
-        };
-        let closed = ChatOptions {
-            add_generation_prompt: false,
-            ..open.clone()
-        };
+        let open = ChatOptions { unix_time: Some(0), ..ChatOptions::default() };
+        let closed = ChatOptions { add_generation_prompt: false, ..open.clone() };
         let thinking = ChatOptions {
             variables: BTreeMap::from([
                 ("enable_thinking".to_owned(), serde_json::json!(false)),
-                (
-                    "tools".to_owned(),
-                    serde_json::json!([{"name": "now", "args": []}]),
-                ),
+                ("tools".to_owned(), serde_json::json!([{"name": "now", "args": []}])),
             ]),
             ..open.clone()
         };
@@ -394,9 +347,7 @@ mod tests {
     fn a_template_may_refuse() {
         let twice = [ChatMessage::user("a"), ChatMessage::user("b")];
         assert_eq!(
-            render(INST, &twice, &ChatOptions::default())
-                .unwrap_err()
-                .to_string(),
+            render(INST, &twice, &ChatOptions::default()).unwrap_err().to_string(),
             "the model's chat template refuses this conversation: Conversation roles must alternate \
              user/assistant/user/assistant/..."
         );
@@ -404,14 +355,9 @@ mod tests {
 
     #[test]
     fn an_empty_conversation_is_no_panic() {
+        assert_eq!(render(CHATML_DEFAULT_SYSTEM, &[], &ChatOptions::default()).unwrap(), "<|im_start|>assistant\n");
         assert_eq!(
-            render(CHATML_DEFAULT_SYSTEM, &[], &ChatOptions::default()).unwrap(),
-            "<|im_start|>assistant\n"
-        );
-        assert_eq!(
-            render(INST, &[], &ChatOptions::default())
-                .unwrap_err()
-                .to_string(),
+            render(INST, &[], &ChatOptions::default()).unwrap_err().to_string(),
             "chat template, line 1: undefined value: `messages[0]` is undefined"
         );
     }
@@ -430,10 +376,7 @@ mod tests {
             .and_then(|template| template.render(&[], &ChatOptions::default()))
             .map_err(|error| error.to_string())
         };
-        let single = (
-            "tokenizer_config.json",
-            r#"{"chat_template": "one {{ eos_token }}", "eos_token": "E"}"#,
-        );
+        let single = ("tokenizer_config.json", r#"{"chat_template": "one {{ eos_token }}", "eos_token": "E"}"#);
         let several = (
             "tokenizer_config.json",
             r#"{"chat_template": [{"name": "rag", "template": "r"}, {"name": "tool_use", "template": "t"}]}"#,
@@ -444,17 +387,11 @@ mod tests {
         assert_eq!(load(&[several], Some("rag")), Ok("r".to_owned()));
         assert_eq!(
             load(&[several], None),
-            Err(
-                "there is no chat template named \"default\": the model has rag, tool_use"
-                    .to_owned()
-            )
+            Err("there is no chat template named \"default\": the model has rag, tool_use".to_owned())
         );
         let none = "the model has no chat template: neither chat_template.jinja nor `chat_template` in tokenizer_config.json; \
                     it is probably a base model: use `generate` with a plain prompt, or give a template file";
         assert_eq!(load(&[], None), Err(none.to_owned()));
-        assert_eq!(
-            load(&[("tokenizer_config.json", "{}")], None),
-            Err(none.to_owned())
-        );
+        assert_eq!(load(&[("tokenizer_config.json", "{}")], None), Err(none.to_owned()));
     }
 }

@@ -2,10 +2,10 @@
 
 use std::time::Instant;
 
+use super::StopTokens;
 use super::{Sampler, SamplerOptions, Session};
 #[cfg(feature = "tokenizer")]
 use super::{StopStrings, TextStream};
-use super::StopTokens;
 use crate::Result;
 
 /// Settings of a [`Completion`].
@@ -150,11 +150,8 @@ impl<'s> Completion<'s> {
         session.reserve(wanted);
         let start = Instant::now();
         session.prefill(prompt)?;
-        let timing = Timing {
-            prompt_tokens: prompt.len(),
-            prompt_seconds: start.elapsed().as_secs_f64(),
-            ..Timing::default()
-        };
+        let timing =
+            Timing { prompt_tokens: prompt.len(), prompt_seconds: start.elapsed().as_secs_f64(), ..Timing::default() };
         Ok(Completion {
             #[cfg(feature = "tokenizer")]
             stream: session.engine().tokenizer().ok().map(|t| TextStream::after(t, session.tokens()).stop_at(&stop)),

@@ -51,10 +51,8 @@ impl GenerationDefaults {
     /// [`GenerateError::Json`] when it is not JSON, [`GenerateError::Field`] when a field has another type, or a sampling
     /// value that [`SamplerOptions::validate`] rejects.
     pub fn from_json(bytes: &[u8]) -> Result<Self, GenerateError> {
-        let root: Value = serde_json::from_slice(bytes).map_err(|error| GenerateError::Json {
-            file: FILE,
-            reason: error.to_string(),
-        })?;
+        let root: Value = serde_json::from_slice(bytes)
+            .map_err(|error| GenerateError::Json { file: FILE, reason: error.to_string() })?;
         let Value::Object(fields) = &root else {
             return Err(field_error("(top level)", &root, "an object"));
         };
@@ -65,38 +63,17 @@ impl GenerationDefaults {
             top_p: read(fields, "top_p", "a number", number)?,
             min_p: read(fields, "min_p", "a number", number)?,
             repetition_penalty: read(fields, "repetition_penalty", "a number", number)?,
-            max_new_tokens: read(
-                fields,
-                "max_new_tokens",
-                "a whole number of at least 0",
-                count,
-            )?,
+            max_new_tokens: read(fields, "max_new_tokens", "a whole number of at least 0", count)?,
             bos: read(fields, "bos_token_id", "a token id", token)?,
-            eos: read(
-                fields,
-                "eos_token_id",
-                "a token id or a list of them",
-                tokens,
-            )?
-            .unwrap_or_default(),
+            eos: read(fields, "eos_token_id", "a token id or a list of them", tokens)?.unwrap_or_default(),
             pad: read(fields, "pad_token_id", "a token id", token)?,
         };
-        defaults
-            .sampler_options()
-            .validate()
-            .map_err(|error| match error {
-                GenerateError::SamplerOption {
-                    name,
-                    value,
-                    expected,
-                } => GenerateError::Field {
-                    file: FILE,
-                    field: name.to_owned(),
-                    found: value,
-                    expected,
-                },
-                other => other,
-            })?;
+        defaults.sampler_options().validate().map_err(|error| match error {
+            GenerateError::SamplerOption { name, value, expected } => {
+                GenerateError::Field { file: FILE, field: name.to_owned(), found: value, expected }
+            }
+            other => other,
+        })?;
         Ok(defaults)
     }
 
@@ -104,14 +81,9 @@ impl GenerationDefaults {
     /// absent have Hugging Face's defaults: temperature 1, top-k 50, top-p 1.
     pub fn sampler_options(&self) -> SamplerOptions {
         let neutral = SamplerOptions::default();
-        let repetition_penalty = self
-            .repetition_penalty
-            .unwrap_or(neutral.repetition_penalty);
+        let repetition_penalty = self.repetition_penalty.unwrap_or(neutral.repetition_penalty);
         if self.do_sample != Some(true) {
-            return SamplerOptions {
-                repetition_penalty,
-                ..neutral
-            };
+            return SamplerOptions { repetition_penalty, ..neutral };
         }
         SamplerOptions {
             temperature: self.temperature.unwrap_or(1.0),
@@ -132,19 +104,12 @@ fn read<T>(
 ) -> Result<Option<T>, GenerateError> {
     match fields.get(name) {
         None | Some(Value::Null) => Ok(None),
-        Some(value) => convert(value)
-            .map(Some)
-            .ok_or_else(|| field_error(name, value, expected)),
+        Some(value) => convert(value).map(Some).ok_or_else(|| field_error(name, value, expected)),
     }
 }
 
 fn field_error(field: &str, value: &Value, expected: &'static str) -> GenerateError {
-    GenerateError::Field {
-        file: FILE,
-        field: field.to_owned(),
-        found: super::shorten(&value.to_string()),
-        expected,
-    }
+    GenerateError::Field { file: FILE, field: field.to_owned(), found: super::shorten(&value.to_string()), expected }
 }
 
 fn number(value: &Value) -> Option<f32> {
@@ -185,29 +150,20 @@ mod tests {
         assert_eq!(llama.eos, [128_001, 128_008, 128_009]);
         assert_eq!(
             llama.sampler_options(),
-            SamplerOptions {
-                temperature: 0.6,
-                top_k: 50,
-                top_p: 0.9,
-                ..SamplerOptions::default()
-            }
+            SamplerOptions { temperature: 0.6, top_k: 50, top_p: 0.9, ..SamplerOptions::default() }
         );
         let qwen = parse(
             r#"{"do_sample": true, "eos_token_id": 151645, "pad_token_id": 151643, "repetition_penalty": 1.1,
                 "temperature": 0.7, "top_k": 20, "top_p": 0.8}"#,
         )
         .unwrap();
-        assert_eq!(
-            (qwen.eos.as_slice(), qwen.pad, qwen.bos),
-            ([151_645].as_slice(), Some(151_643), None)
-        );
+        assert_eq!((qwen.eos.as_slice(), qwen.pad, qwen.bos), ([151_645].as_slice(), Some(151_643), None));
         assert_eq!(qwen.sampler_options().repetition_penalty, 1.1);
     }
 
     #[test]
     fn without_do_sample_it_is_greedy() {
-        let defaults =
-            parse(r#"{"temperature": 0.6, "top_k": null, "eos_token_id": null}"#).unwrap();
+        let defaults = parse(r#"{"temperature": 0.6, "top_k": null, "eos_token_id": null}"#).unwrap();
         assert_eq!(defaults.sampler_options(), SamplerOptions::default());
         assert_eq!(defaults.temperature, Some(0.6));
         assert!(defaults.eos.is_empty());
@@ -225,10 +181,7 @@ mod tests {
                 message: "generation_config.json is not valid JSON: EOF while parsing an object at line 1 column 1; \
                           download the file again",
             },
-            Case {
-                json: "[1]",
-                message: "generation_config.json: field `(top level)` is [1], expected an object",
-            },
+            Case { json: "[1]", message: "generation_config.json: field `(top level)` is [1], expected an object" },
             Case {
                 json: r#"{"temperature": "hot"}"#,
                 message: "generation_config.json: field `temperature` is \"hot\", expected a number",

@@ -48,9 +48,7 @@ impl Scheme {
     /// # Errors
     /// [`GenerateError::UnsupportedDecoder`] for decoders of other model families.
     pub fn from_json(decoder: &Value) -> Result<Self, GenerateError> {
-        let unsupported = || GenerateError::UnsupportedDecoder {
-            found: super::shorten(&decoder.to_string()),
-        };
+        let unsupported = || GenerateError::UnsupportedDecoder { found: super::shorten(&decoder.to_string()) };
         if decoder.is_null() {
             return Ok(Self::Words);
         }
@@ -68,9 +66,7 @@ impl Scheme {
             match kind {
                 "ByteLevel" if steps.len() == 1 => byte_level = true,
                 "Replace" if !sentence.byte_fallback && !fused => {
-                    let pattern = step
-                        .get("pattern")
-                        .and_then(|pattern| pattern.get("String"));
+                    let pattern = step.get("pattern").and_then(|pattern| pattern.get("String"));
                     let from = pattern.and_then(Value::as_str).ok_or_else(unsupported)?;
                     let to = text("content").ok_or_else(unsupported)?;
                     sentence.replace.push((from.to_owned(), to.to_owned()));
@@ -90,11 +86,7 @@ impl Scheme {
                 _ => return Err(unsupported()),
             }
         }
-        Ok(if byte_level {
-            Self::ByteLevel
-        } else {
-            Self::Sentence(sentence)
-        })
+        Ok(if byte_level { Self::ByteLevel } else { Self::Sentence(sentence) })
     }
 
     /// The bytes one token of the vocabulary stands for, apart from what its position in the text changes.
@@ -135,11 +127,7 @@ impl Sentence {
 
 /// Bytes of a byte-level token. Added tokens are written as they are: one with a character that codes no byte is text.
 fn byte_level_bytes(token: &str) -> Vec<u8> {
-    token
-        .chars()
-        .map(byte_of_code)
-        .collect::<Option<Vec<u8>>>()
-        .unwrap_or_else(|| token.as_bytes().to_vec())
+    token.chars().map(byte_of_code).collect::<Option<Vec<u8>>>().unwrap_or_else(|| token.as_bytes().to_vec())
 }
 
 /// GPT-2's code: printable Latin-1 characters stand for themselves, the other 68 bytes for U+0100, U+0101 and so on.
@@ -171,12 +159,7 @@ impl Detokenizer {
             Scheme::Sentence(sentence) => sentence.strip.map_or(0, |(_, count)| count),
             _ => 0,
         };
-        Self {
-            scheme: scheme.clone(),
-            pending: Vec::new(),
-            first: true,
-            strip,
-        }
+        Self { scheme: scheme.clone(), pending: Vec::new(), first: true, strip }
     }
 
     /// Appends to `out` the characters that `token` completes.
@@ -241,11 +224,7 @@ impl Detokenizer {
 
     /// What is pending will never be a character.
     fn abandon(&mut self, per_byte: bool, out: &mut String) {
-        let count = if per_byte {
-            self.pending.len()
-        } else {
-            self.pending.len().min(1)
-        };
+        let count = if per_byte { self.pending.len() } else { self.pending.len().min(1) };
         push_replacement(count, out);
         self.pending.clear();
     }
@@ -315,9 +294,7 @@ mod tests {
 
     fn hugging_face(decoder: &Value, tokens: &[&str]) -> String {
         let decoder: DecoderWrapper = serde_json::from_value(decoder.clone()).unwrap();
-        decoder
-            .decode(tokens.iter().map(|token| (*token).to_owned()).collect())
-            .unwrap()
+        decoder.decode(tokens.iter().map(|token| (*token).to_owned()).collect()).unwrap()
     }
 
     #[test]
@@ -325,10 +302,7 @@ mod tests {
         let mut seen = [false; 256];
         for code in (0..0x200).filter_map(char::from_u32) {
             if let Some(byte) = byte_of_code(code) {
-                assert!(
-                    !std::mem::replace(&mut seen[usize::from(byte)], true),
-                    "{byte} twice"
-                );
+                assert!(!std::mem::replace(&mut seen[usize::from(byte)], true), "{byte} twice");
             }
         }
         assert!(seen.iter().all(|seen| *seen));
@@ -338,38 +312,21 @@ mod tests {
     fn a_character_is_never_split() {
         let byte_level = json!({"type": "ByteLevel"});
         // 🙂 is F0 9F 99 82.
+        assert_eq!(stream(&byte_level, &["Hi", "ĠðŁ", "Ļ", "Ĥ!"]), ["Hi", "Hi ", "Hi ", "Hi 🙂!", "Hi 🙂!"]);
         assert_eq!(
-            stream(&byte_level, &["Hi", "ĠðŁ", "Ļ", "Ĥ!"]),
-            ["Hi", "Hi ", "Hi ", "Hi 🙂!", "Hi 🙂!"]
-        );
-        assert_eq!(
-            stream(
-                &llama2(),
-                &["▁Hi", "▁", "<0xF0>", "<0x9F>", "<0x99>", "<0x82>", "!"]
-            ),
-            [
-                "Hi", "Hi ", "Hi ", "Hi ", "Hi ", "Hi 🙂", "Hi 🙂!", "Hi 🙂!"
-            ]
+            stream(&llama2(), &["▁Hi", "▁", "<0xF0>", "<0x9F>", "<0x99>", "<0x82>", "!"]),
+            ["Hi", "Hi ", "Hi ", "Hi ", "Hi ", "Hi 🙂", "Hi 🙂!", "Hi 🙂!"]
         );
     }
 
     #[test]
     fn invalid_bytes_become_replacement_characters() {
         let byte_level = json!({"type": "ByteLevel"});
-        assert_eq!(
-            stream(&byte_level, &["ðŁ", "a"]),
-            ["", "\u{fffd}a", "\u{fffd}a"]
-        );
+        assert_eq!(stream(&byte_level, &["ðŁ", "a"]), ["", "\u{fffd}a", "\u{fffd}a"]);
         assert_eq!(stream(&byte_level, &["ðŁ"]), ["", "\u{fffd}"]);
-        assert_eq!(
-            stream(&llama2(), &["<0xE5>", "<0x8F>", "a"]),
-            ["", "", "\u{fffd}\u{fffd}a", "\u{fffd}\u{fffd}a"]
-        );
+        assert_eq!(stream(&llama2(), &["<0xE5>", "<0x8F>", "a"]), ["", "", "\u{fffd}\u{fffd}a", "\u{fffd}\u{fffd}a"]);
         // The complete character of the run stays.
-        assert_eq!(
-            whole(&llama2(), &["<0xC3>", "<0xA9>", "<0xFF>"]),
-            "é\u{fffd}"
-        );
+        assert_eq!(whole(&llama2(), &["<0xC3>", "<0xA9>", "<0xFF>"]), "é\u{fffd}");
     }
 
     #[test]
@@ -383,9 +340,7 @@ mod tests {
 
     #[test]
     fn other_decoders_are_errors() {
-        let found =
-            Scheme::from_json(&json!({"type": "WordPiece", "prefix": "##", "cleanup": true}))
-                .unwrap_err();
+        let found = Scheme::from_json(&json!({"type": "WordPiece", "prefix": "##", "cleanup": true})).unwrap_err();
         assert_eq!(
             found.to_string(),
             "tokenizer.json has the decoder {\"type\":\"WordPiece\",\"prefix\":\"##\",\"cleanup\":true}, which is not \
@@ -407,8 +362,7 @@ mod tests {
         prop_oneof![
             "[▁ab é日🙂Ġ<>0xE5]{0,4}",
             (0_u8..=255).prop_map(|byte| format!("<0x{byte:02X}>")),
-            proptest::sample::select(vec!["<0xE6>", "<0x97>", "<0xA5>", "▁", "▁▁"])
-                .prop_map(str::to_owned),
+            proptest::sample::select(vec!["<0xE6>", "<0x97>", "<0xA5>", "▁", "▁▁"]).prop_map(str::to_owned),
         ]
     }
 

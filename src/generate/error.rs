@@ -47,9 +47,7 @@ pub enum GenerateError {
     },
 
     /// A stop string is empty: it would end every text before its first character.
-    #[error(
-        "a stop string is empty: it would stop before the first character; leave it out instead"
-    )]
+    #[error("a stop string is empty: it would stop before the first character; leave it out instead")]
     EmptyStopString,
 
     /// A JSON side file of the checkpoint cannot be read.

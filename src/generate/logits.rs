@@ -27,11 +27,7 @@ pub(super) struct Candidate {
 impl Candidate {
     /// Best first: higher score, then lower id. A total order, as no score is NaN ([`checked_max`]); 0.0 and -0.0 tie.
     pub fn best_first(&self, other: &Self) -> Ordering {
-        other
-            .score
-            .partial_cmp(&self.score)
-            .unwrap_or(Ordering::Equal)
-            .then(self.id.cmp(&other.id))
+        other.score.partial_cmp(&self.score).unwrap_or(Ordering::Equal).then(self.id.cmp(&other.id))
     }
 }
 
@@ -48,15 +44,10 @@ pub(super) fn checked_max(logits: &[f32] /* [V] */) -> Result<f32, GenerateError
         max = if logit > max { logit } else { max };
     }
     if !sound && let Some(at) = logits.iter().position(|logit| !(*logit < f32::INFINITY)) {
-        return Err(GenerateError::BadLogit {
-            id: at as u32,
-            value: logits[at],
-        });
+        return Err(GenerateError::BadLogit { id: at as u32, value: logits[at] });
     }
     if max == f32::NEG_INFINITY {
-        return Err(GenerateError::NoCandidate {
-            count: logits.len(),
-        });
+        return Err(GenerateError::NoCandidate { count: logits.len() });
     }
     Ok(max)
 }
@@ -88,13 +79,7 @@ pub fn greedy(logits: &[f32] /* [V] */) -> Result<u32, GenerateError> {
 /// # Ok::<(), shadowllm::generate::GenerateError>(())
 /// ```
 pub fn log_prob(logits: &[f32] /* [V] */, id: u32) -> Result<f64, GenerateError> {
-    let logit = logits
-        .get(id as usize)
-        .copied()
-        .ok_or(GenerateError::TokenOutOfRange {
-            id,
-            vocab: logits.len(),
-        })?;
+    let logit = logits.get(id as usize).copied().ok_or(GenerateError::TokenOutOfRange { id, vocab: logits.len() })?;
     Ok(f64::from(logit) - log_normaliser(logits)?)
 }
 
@@ -117,20 +102,14 @@ pub fn top_log_probs(
     select_best(logits, count, &mut best);
     Ok(best
         .iter()
-        .map(|candidate| TokenLogProb {
-            id: candidate.id,
-            log_prob: f64::from(candidate.score) - normaliser,
-        })
+        .map(|candidate| TokenLogProb { id: candidate.id, log_prob: f64::from(candidate.score) - normaliser })
         .collect())
 }
 
 /// `ln sum(exp(logits))`.
 fn log_normaliser(logits: &[f32]) -> Result<f64, GenerateError> {
     let max = f64::from(checked_max(logits)?);
-    let sum: f64 = logits
-        .iter()
-        .map(|logit| (f64::from(*logit) - max).exp())
-        .sum();
+    let sum: f64 = logits.iter().map(|logit| (f64::from(*logit) - max).exp()).sum();
     Ok(max + sum.ln())
 }
 
@@ -150,10 +129,7 @@ pub(super) fn select_best(scores: &[f32], count: usize, best: &mut Vec<Candidate
         if bar.is_some_and(|bar| score <= bar) {
             continue;
         }
-        best.push(Candidate {
-            score,
-            id: id as u32,
-        });
+        best.push(Candidate { score, id: id as u32 });
         if best.len() == capacity {
             best.select_nth_unstable_by(count - 1, Candidate::best_first);
             best.truncate(count);
@@ -171,14 +147,8 @@ mod tests {
     use proptest::prelude::*;
 
     fn sorted(scores: &[f32]) -> Vec<Candidate> {
-        let mut all: Vec<Candidate> = scores
-            .iter()
-            .enumerate()
-            .map(|(id, &score)| Candidate {
-                score,
-                id: id as u32,
-            })
-            .collect();
+        let mut all: Vec<Candidate> =
+            scores.iter().enumerate().map(|(id, &score)| Candidate { score, id: id as u32 }).collect();
         all.sort_by(Candidate::best_first);
         all
     }
@@ -200,21 +170,12 @@ mod tests {
                 message: "the logit of token 0 is inf: the forward pass broke down, no token can be chosen; check the \
                           checkpoint for NaN, infinite or wrongly converted weights",
             },
-            Case {
-                logits: &[f32::NEG_INFINITY; 3],
-                message: "none of 3 logits is finite: no token can be chosen",
-            },
-            Case {
-                logits: &[],
-                message: "none of 0 logits is finite: no token can be chosen",
-            },
+            Case { logits: &[f32::NEG_INFINITY; 3], message: "none of 3 logits is finite: no token can be chosen" },
+            Case { logits: &[], message: "none of 0 logits is finite: no token can be chosen" },
         ];
         for case in cases {
             assert_eq!(greedy(case.logits).unwrap_err().to_string(), case.message);
-            assert_eq!(
-                top_log_probs(case.logits, 1).unwrap_err().to_string(),
-                case.message
-            );
+            assert_eq!(top_log_probs(case.logits, 1).unwrap_err().to_string(), case.message);
         }
         assert_eq!(
             log_prob(&[0.0; 4], 4).unwrap_err().to_string(),

@@ -60,15 +60,7 @@ impl SamplerOptions {
     /// [`GenerateError::SamplerOption`] for the first that is out of its range.
     pub fn validate(&self) -> Result<(), GenerateError> {
         let check = |sound: bool, name, value: String, expected| {
-            if sound {
-                Ok(())
-            } else {
-                Err(GenerateError::SamplerOption {
-                    name,
-                    value,
-                    expected,
-                })
-            }
+            if sound { Ok(()) } else { Err(GenerateError::SamplerOption { name, value, expected }) }
         };
         let unit = 0.0..=1.0_f32;
         check(
@@ -209,17 +201,10 @@ impl Sampler {
         }
         self.filter(logits, history)?;
         let total: f64 = self.weights.iter().sum();
-        let mut tokens: Vec<(Candidate, f64)> = self
-            .candidates
-            .iter()
-            .zip(&self.weights)
-            .map(|(candidate, weight)| (*candidate, weight / total))
-            .collect();
+        let mut tokens: Vec<(Candidate, f64)> =
+            self.candidates.iter().zip(&self.weights).map(|(candidate, weight)| (*candidate, weight / total)).collect();
         tokens.sort_unstable_by(|left, right| left.0.best_first(&right.0));
-        Ok(tokens
-            .into_iter()
-            .map(|(candidate, probability)| (candidate.id, probability))
-            .collect())
+        Ok(tokens.into_iter().map(|(candidate, probability)| (candidate.id, probability)).collect())
     }
 
     /// Step 1: `scores` becomes the logits with the repetition penalty applied, once per distinct token.
@@ -236,26 +221,15 @@ impl Sampler {
             self.seen.resize(logits.len(), 0);
             self.round = 1;
         }
-        let window = self
-            .options
-            .repetition_window
-            .unwrap_or(history.len())
-            .min(history.len());
+        let window = self.options.repetition_window.unwrap_or(history.len()).min(history.len());
         for &id in &history[history.len() - window..] {
             let Some(seen) = self.seen.get_mut(id as usize) else {
-                return Err(GenerateError::TokenOutOfRange {
-                    id,
-                    vocab: logits.len(),
-                });
+                return Err(GenerateError::TokenOutOfRange { id, vocab: logits.len() });
             };
             if *seen != self.round {
                 *seen = self.round;
                 let score = &mut self.scores[id as usize];
-                *score = if *score > 0.0 {
-                    *score / penalty
-                } else {
-                    *score * penalty
-                };
+                *score = if *score > 0.0 { *score / penalty } else { *score * penalty };
             }
         }
         Ok(())
@@ -274,15 +248,10 @@ impl Sampler {
             select_best(&self.scores, top_k, &mut self.candidates);
         } else {
             self.candidates.clear();
-            self.candidates.extend(
-                (0_u32..)
-                    .zip(&self.scores)
-                    .map(|(id, &score)| Candidate { score, id }),
-            );
+            self.candidates.extend((0_u32..).zip(&self.scores).map(|(id, &score)| Candidate { score, id }));
         }
         let temperature = f64::from(self.options.temperature);
-        let weight =
-            |candidate: &Candidate| ((f64::from(candidate.score) - max) / temperature).exp();
+        let weight = |candidate: &Candidate| ((f64::from(candidate.score) - max) / temperature).exp();
         self.weights.clear();
         self.weights.extend(self.candidates.iter().map(weight));
 
@@ -345,11 +314,7 @@ mod tests {
         for (id, score) in scores.iter_mut().enumerate() {
             if recent.contains(&(id as u32)) {
                 let old = *score as f32;
-                *score = f64::from(if old < 0.0 {
-                    old * penalty
-                } else {
-                    old / penalty
-                });
+                *score = f64::from(if old < 0.0 { old * penalty } else { old / penalty });
             }
         }
         let mut ranked: Vec<(u32, f64)> = (0..).zip(scores).collect();
@@ -381,7 +346,8 @@ mod tests {
     #[test]
     fn options_out_of_range_are_errors() {
         let base = SamplerOptions::default;
-        let temperature = "expected a finite number of at least 0 (0 is greedy, 1 leaves the model's distribution as it is)";
+        let temperature =
+            "expected a finite number of at least 0 (0 is greedy, 1 leaves the model's distribution as it is)";
         let top_p = "expected a number above 0 and at most 1 (1 keeps all tokens)";
         let penalty = "expected a finite number above 0 (1 changes nothing, 1.1 is a mild penalty)";
         let cases = [
@@ -414,55 +380,25 @@ mod tests {
 
     #[test]
     fn greedy_takes_the_best_and_of_ties_the_first() {
-        assert_eq!(
-            sampler(SamplerOptions::default())
-                .sample(&[1.0, 3.0, 3.0], &[])
-                .unwrap(),
-            1
-        );
+        assert_eq!(sampler(SamplerOptions::default()).sample(&[1.0, 3.0, 3.0], &[]).unwrap(), 1);
     }
 
     #[test]
     fn greedy_heeds_the_repetition_penalty() {
-        let options = SamplerOptions {
-            repetition_penalty: 2.0,
-            ..SamplerOptions::default()
-        };
+        let options = SamplerOptions { repetition_penalty: 2.0, ..SamplerOptions::default() };
         // Once per distinct token: 4/2 beats 1.5, 4/2/2 would not.
-        assert_eq!(
-            sampler(options.clone())
-                .sample(&[4.0, 1.5], &[0, 0])
-                .unwrap(),
-            0
-        );
-        assert_eq!(
-            sampler(options.clone()).sample(&[4.0, 2.5], &[0]).unwrap(),
-            1
-        );
-        assert_eq!(
-            sampler(options.clone())
-                .sample(&[-1.0, -1.5], &[0])
-                .unwrap(),
-            1
-        );
-        let windowed = SamplerOptions {
-            repetition_window: Some(1),
-            ..options
-        };
+        assert_eq!(sampler(options.clone()).sample(&[4.0, 1.5], &[0, 0]).unwrap(), 0);
+        assert_eq!(sampler(options.clone()).sample(&[4.0, 2.5], &[0]).unwrap(), 1);
+        assert_eq!(sampler(options.clone()).sample(&[-1.0, -1.5], &[0]).unwrap(), 1);
+        let windowed = SamplerOptions { repetition_window: Some(1), ..options };
         assert_eq!(sampler(windowed).sample(&[4.0, 2.5], &[0, 1]).unwrap(), 0);
     }
 
     #[test]
     fn a_history_of_another_vocabulary_is_an_error() {
-        let options = SamplerOptions {
-            repetition_penalty: 1.1,
-            ..SamplerOptions::default()
-        };
+        let options = SamplerOptions { repetition_penalty: 1.1, ..SamplerOptions::default() };
         assert_eq!(
-            sampler(options)
-                .sample(&[0.0, 1.0], &[2])
-                .unwrap_err()
-                .to_string(),
+            sampler(options).sample(&[0.0, 1.0], &[2]).unwrap_err().to_string(),
             "token id 2 is out of range: there are 2 logits, so ids go from 0 to 1"
         );
     }
@@ -471,40 +407,25 @@ mod tests {
     fn broken_logits_are_errors_at_every_temperature() {
         for temperature in [0.0, 1.0] {
             for penalty in [1.0, 1.2] {
-                let options = SamplerOptions {
-                    temperature,
-                    repetition_penalty: penalty,
-                    ..SamplerOptions::default()
-                };
+                let options = SamplerOptions { temperature, repetition_penalty: penalty, ..SamplerOptions::default() };
                 let error = sampler(options).sample(&[0.0, f32::NAN], &[0]).unwrap_err();
-                assert!(
-                    matches!(error, GenerateError::BadLogit { id: 1, .. }),
-                    "{error}"
-                );
+                assert!(matches!(error, GenerateError::BadLogit { id: 1, .. }), "{error}");
             }
         }
     }
 
     #[test]
     fn the_smallest_temperature_is_nearly_greedy() {
-        let options = SamplerOptions {
-            temperature: f32::from_bits(1),
-            ..SamplerOptions::default()
-        };
+        let options = SamplerOptions { temperature: f32::from_bits(1), ..SamplerOptions::default() };
         assert_eq!(sampler(options).sample(&[1.0, 1.5, -2.0], &[]).unwrap(), 1);
     }
 
     #[test]
     fn masked_tokens_are_never_drawn() {
-        let options = SamplerOptions {
-            temperature: 5.0,
-            ..SamplerOptions::default()
-        };
+        let options = SamplerOptions { temperature: 5.0, ..SamplerOptions::default() };
         let mut sampler = sampler(options);
         for _ in 0..200 {
-            let drawn = sampler
-                .sample(&[f32::NEG_INFINITY, 0.0, f32::NEG_INFINITY], &[])
-                .unwrap();
+            let drawn = sampler.sample(&[f32::NEG_INFINITY, 0.0, f32::NEG_INFINITY], &[]).unwrap();
             assert_eq!(drawn, 1);
         }
     }
@@ -514,14 +435,8 @@ mod tests {
     fn the_stream_of_a_seed_is_fixed() {
         let logits: Vec<f32> = (0..16).map(|id| (id % 5) as f32 * 0.5).collect();
         let draw = |seed| {
-            let mut sampler = sampler(SamplerOptions {
-                temperature: 1.0,
-                seed,
-                ..SamplerOptions::default()
-            });
-            (0..12)
-                .map(|_| sampler.sample(&logits, &[]).unwrap())
-                .collect::<Vec<u32>>()
+            let mut sampler = sampler(SamplerOptions { temperature: 1.0, seed, ..SamplerOptions::default() });
+            (0..12).map(|_| sampler.sample(&logits, &[]).unwrap()).collect::<Vec<u32>>()
         };
         assert_eq!(draw(0), [13, 9, 4, 3, 4, 2, 0, 4, 4, 11, 10, 7]);
         assert_ne!(draw(42), draw(0));
@@ -533,38 +448,13 @@ mod tests {
     #[test]
     fn draws_follow_the_distribution() {
         let logits = [2.0, -1.0, 0.5, 1.5, 0.0, 1.0, -3.0, 2.5];
-        let base = || SamplerOptions {
-            temperature: 1.3,
-            seed: 11,
-            ..SamplerOptions::default()
-        };
+        let base = || SamplerOptions { temperature: 1.3, seed: 11, ..SamplerOptions::default() };
         let cases = [
             (base(), 7, 24.3),
             (SamplerOptions { top_k: 4, ..base() }, 3, 16.3),
-            (
-                SamplerOptions {
-                    top_p: 0.8,
-                    ..base()
-                },
-                3,
-                16.3,
-            ),
-            (
-                SamplerOptions {
-                    min_p: 0.3,
-                    ..base()
-                },
-                3,
-                16.3,
-            ),
-            (
-                SamplerOptions {
-                    repetition_penalty: 1.7,
-                    ..base()
-                },
-                7,
-                24.3,
-            ),
+            (SamplerOptions { top_p: 0.8, ..base() }, 3, 16.3),
+            (SamplerOptions { min_p: 0.3, ..base() }, 3, 16.3),
+            (SamplerOptions { repetition_penalty: 1.7, ..base() }, 7, 24.3),
         ];
         let history = [7, 1, 7];
         for (options, freedom, bound) in cases {
@@ -584,11 +474,7 @@ mod tests {
                 })
                 .sum();
             let counted: f64 = expected.iter().map(|&(id, _)| counts[id as usize]).sum();
-            assert_eq!(
-                counted,
-                f64::from(draws),
-                "drawn outside the candidates: {options:?}"
-            );
+            assert_eq!(counted, f64::from(draws), "drawn outside the candidates: {options:?}");
             assert!(statistic < bound, "{statistic} {options:?}");
         }
     }

@@ -197,11 +197,7 @@ impl Session {
     pub(super) fn check(&self, tokens: &[u32]) -> Result<()> {
         self.engine.model().check_tokens(tokens)?;
         if tokens.len() > self.remaining() {
-            return Err(Error::ContextFull {
-                context: self.cache.limit(),
-                held: self.cache.len(),
-                more: tokens.len(),
-            });
+            return Err(Error::ContextFull { context: self.cache.limit(), held: self.cache.len(), more: tokens.len() });
         }
         Ok(())
     }

@@ -67,16 +67,9 @@ impl StopStrings {
     ///
     /// # Errors
     /// [`GenerateError::EmptyStopString`]: an empty string occurs everywhere.
-    pub fn new<S: Into<String>>(
-        strings: impl IntoIterator<Item = S>,
-    ) -> Result<Self, GenerateError> {
-        let patterns = strings
-            .into_iter()
-            .map(|text| Pattern::new(text.into()))
-            .collect::<Result<Vec<_>, _>>()?;
-        Ok(Self {
-            patterns: patterns.into(),
-        })
+    pub fn new<S: Into<String>>(strings: impl IntoIterator<Item = S>) -> Result<Self, GenerateError> {
+        let patterns = strings.into_iter().map(|text| Pattern::new(text.into())).collect::<Result<Vec<_>, _>>()?;
+        Ok(Self { patterns: patterns.into() })
     }
 
     /// Whether there is nothing to look for.
@@ -145,12 +138,7 @@ pub struct StopMatcher {
 impl StopMatcher {
     /// A matcher at the start of a text.
     pub fn new(strings: &StopStrings) -> Self {
-        Self {
-            states: vec![0; strings.patterns.len()],
-            strings: strings.clone(),
-            held: String::new(),
-            matched: None,
-        }
+        Self { states: vec![0; strings.patterns.len()], strings: strings.clone(), held: String::new(), matched: None }
     }
 
     /// Adds `text` and appends to `out` what is certain not to belong to a stop string. After a match it adds nothing.
@@ -192,10 +180,7 @@ impl StopMatcher {
     /// The stop string that ended the text, if one did.
     pub fn stopped(&self) -> Option<&str> {
         let index = self.matched?;
-        self.strings
-            .patterns
-            .get(index)
-            .map(|pattern| pattern.text.as_str())
+        self.strings.patterns.get(index).map(|pattern| pattern.text.as_str())
     }
 }
 
@@ -225,9 +210,7 @@ mod tests {
                     .map(move |(start, _)| (start + pattern.len(), start, pattern))
             })
             .min_by_key(|&(end, start, _)| (end, start))
-            .map_or((text.to_owned(), None), |(_, start, pattern)| {
-                (text[..start].to_owned(), Some(pattern.clone()))
-            })
+            .map_or((text.to_owned(), None), |(_, start, pattern)| (text[..start].to_owned(), Some(pattern.clone())))
     }
 
     #[test]
@@ -239,67 +222,21 @@ mod tests {
             stopped: Option<&'static str>,
         }
         let cases = [
-            Case {
-                stop: &[],
-                parts: &["a", "b"],
-                text: "ab",
-                stopped: None,
-            },
-            Case {
-                stop: &["END"],
-                parts: &["a E", "N", "D b"],
-                text: "a ",
-                stopped: Some("END"),
-            },
-            Case {
-                stop: &["END"],
-                parts: &["a E", "N"],
-                text: "a EN",
-                stopped: None,
-            },
-            Case {
-                stop: &["aab"],
-                parts: &["aa", "ab", "c"],
-                text: "a",
-                stopped: Some("aab"),
-            },
+            Case { stop: &[], parts: &["a", "b"], text: "ab", stopped: None },
+            Case { stop: &["END"], parts: &["a E", "N", "D b"], text: "a ", stopped: Some("END") },
+            Case { stop: &["END"], parts: &["a E", "N"], text: "a EN", stopped: None },
+            Case { stop: &["aab"], parts: &["aa", "ab", "c"], text: "a", stopped: Some("aab") },
             // "cd" is complete before "abcdef" can be.
-            Case {
-                stop: &["abcdef", "cd"],
-                parts: &["xabcdef"],
-                text: "xab",
-                stopped: Some("cd"),
-            },
+            Case { stop: &["abcdef", "cd"], parts: &["xabcdef"], text: "xab", stopped: Some("cd") },
             // Both end together: the longer one.
-            Case {
-                stop: &["c", "abc"],
-                parts: &["xa", "bc"],
-                text: "x",
-                stopped: Some("abc"),
-            },
-            Case {
-                stop: &["é!"],
-                parts: &["né", "!"],
-                text: "n",
-                stopped: Some("é!"),
-            },
-            Case {
-                stop: &["é!"],
-                parts: &["né", "?"],
-                text: "né?",
-                stopped: None,
-            },
+            Case { stop: &["c", "abc"], parts: &["xa", "bc"], text: "x", stopped: Some("abc") },
+            Case { stop: &["é!"], parts: &["né", "!"], text: "n", stopped: Some("é!") },
+            Case { stop: &["é!"], parts: &["né", "?"], text: "né?", stopped: None },
         ];
         for case in cases {
             let (text, stopped) = run(case.stop, case.parts);
             assert_eq!(text, case.text, "{:?} {:?}", case.stop, case.parts);
-            assert_eq!(
-                stopped.as_deref(),
-                case.stopped,
-                "{:?} {:?}",
-                case.stop,
-                case.parts
-            );
+            assert_eq!(stopped.as_deref(), case.stopped, "{:?} {:?}", case.stop, case.parts);
         }
     }
 

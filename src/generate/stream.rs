@@ -134,10 +134,7 @@ mod tests {
     /// The crate's own decoding, as an oracle.
     fn hugging_face(ids: &[u32], skip_special: bool) -> String {
         static ORACLE: LazyLock<tokenizers::Tokenizer> = LazyLock::new(|| {
-            let path = concat!(
-                env!("CARGO_MANIFEST_DIR"),
-                "/weights/embedded/tiny-opt/tokenizer.json"
-            );
+            let path = concat!(env!("CARGO_MANIFEST_DIR"), "/weights/embedded/tiny-opt/tokenizer.json");
             tokenizers::Tokenizer::from_file(path).unwrap()
         });
         ORACLE.decode(ids, skip_special).unwrap()
@@ -149,21 +146,14 @@ mod tests {
         let next = [LLAMA2.token_id("▁b").unwrap()];
         assert_eq!(drain(&mut TextStream::after(&LLAMA2, &prompt), &next), " b");
         assert_eq!(drain(&mut TextStream::new(&LLAMA2), &next), "b");
-        assert_eq!(
-            drain(&mut TextStream::after(&LLAMA2, &prompt[..1]), &next),
-            "b",
-            "<s> is no text"
-        );
+        assert_eq!(drain(&mut TextStream::after(&LLAMA2, &prompt[..1]), &next), "b", "<s> is no text");
     }
 
     #[test]
     fn special_tokens_are_shown_on_request() {
         let ids = [2, 50, 2];
         assert_eq!(drain(&mut TextStream::new(&EMBEDDED), &ids), "O");
-        assert_eq!(
-            drain(&mut TextStream::new(&EMBEDDED).show_special(), &ids),
-            "</s>O</s>"
-        );
+        assert_eq!(drain(&mut TextStream::new(&EMBEDDED).show_special(), &ids), "</s>O</s>");
     }
 
     #[test]

@@ -35,11 +35,8 @@ struct Raised(String);
 /// [`GenerateError::ChatTemplate`] for a syntax error.
 pub(super) fn environment(source: &str) -> Result<Environment<'static>, GenerateError> {
     let mut environment = Environment::new();
-    let syntax = SyntaxConfig::builder()
-        .trim_blocks(true)
-        .lstrip_blocks(true)
-        .build()
-        .map_err(|error| describe(&error))?;
+    let syntax =
+        SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().map_err(|error| describe(&error))?;
     environment.set_syntax(syntax);
     environment.set_undefined_behavior(UndefinedBehavior::Lenient);
     environment.set_fuel(Some(FUEL));
@@ -49,13 +46,9 @@ pub(super) fn environment(source: &str) -> Result<Environment<'static>, Generate
         None => escape_formatter(out, state, value),
     });
     environment.add_filter("tojson", to_json);
-    environment.add_function(
-        "raise_exception",
-        |message: String| -> Result<Value, Error> {
-            Err(Error::new(ErrorKind::InvalidOperation, message.clone())
-                .with_source(Raised(message)))
-        },
-    );
+    environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
+        Err(Error::new(ErrorKind::InvalidOperation, message.clone()).with_source(Raised(message)))
+    });
     environment
         .add_template_owned(NAME, without_generation_tags(source).into_owned())
         .map_err(|error| describe(&error))?;
@@ -78,9 +71,7 @@ pub(super) fn describe(error: &Error) -> GenerateError {
     let mut source = std::error::Error::source(error);
     while let Some(cause) = source {
         if let Some(Raised(message)) = cause.downcast_ref() {
-            return GenerateError::ChatRefused {
-                message: message.clone(),
-            };
+            return GenerateError::ChatRefused { message: message.clone() };
         }
         source = cause.source();
     }
@@ -100,12 +91,8 @@ pub(super) fn strftime_now(clock: Option<jiff::Timestamp>) -> Value {
             Some(time) => time.to_zoned_datetime(jiff::tz::TimeZone::UTC),
             None => jiff::ZonedDateTime::now(),
         };
-        jiff::fmt::strtime::format(&format, &now).map_err(|error| {
-            Error::new(
-                ErrorKind::InvalidOperation,
-                format!("strftime_now({format:?}): {error}"),
-            )
-        })
+        jiff::fmt::strtime::format(&format, &now)
+            .map_err(|error| Error::new(ErrorKind::InvalidOperation, format!("strftime_now({format:?}): {error}")))
     })
 }
 
@@ -113,10 +100,7 @@ pub(super) fn strftime_now(clock: Option<jiff::Timestamp>) -> Value {
 fn to_json(value: Value, options: Kwargs) -> Result<Value, Error> {
     let indent: Option<usize> = options.get("indent")?;
     if options.get::<Option<bool>>("ensure_ascii")? == Some(true) {
-        return Err(Error::new(
-            ErrorKind::InvalidOperation,
-            "tojson(ensure_ascii=true) is not supported",
-        ));
+        return Err(Error::new(ErrorKind::InvalidOperation, "tojson(ensure_ascii=true) is not supported"));
     }
     options.assert_all_used()?;
     let text = match indent {
@@ -142,26 +126,15 @@ fn dump(value: &Value, formatter: impl Formatter) -> Result<String, Error> {
 struct PythonFormatter;
 
 impl Formatter for PythonFormatter {
-    fn begin_array_value<W: ?Sized + std::io::Write>(
-        &mut self,
-        writer: &mut W,
-        first: bool,
-    ) -> std::io::Result<()> {
+    fn begin_array_value<W: ?Sized + std::io::Write>(&mut self, writer: &mut W, first: bool) -> std::io::Result<()> {
         writer.write_all(if first { b"" } else { b", " })
     }
 
-    fn begin_object_key<W: ?Sized + std::io::Write>(
-        &mut self,
-        writer: &mut W,
-        first: bool,
-    ) -> std::io::Result<()> {
+    fn begin_object_key<W: ?Sized + std::io::Write>(&mut self, writer: &mut W, first: bool) -> std::io::Result<()> {
         writer.write_all(if first { b"" } else { b", " })
     }
 
-    fn begin_object_value<W: ?Sized + std::io::Write>(
-        &mut self,
-        writer: &mut W,
-    ) -> std::io::Result<()> {
+    fn begin_object_value<W: ?Sized + std::io::Write>(&mut self, writer: &mut W) -> std::io::Result<()> {
         writer.write_all(b": ")
     }
 }
@@ -181,10 +154,7 @@ fn without_generation_tags(source: &str) -> Cow<'_, str> {
             rest = tag;
             break;
         };
-        let name = tag[..close]
-            .trim_start_matches(['-', '+'])
-            .trim_end_matches(['-', '+'])
-            .trim();
+        let name = tag[..close].trim_start_matches(['-', '+']).trim_end_matches(['-', '+']).trim();
         let replaced = match name {
             "generation" => tag[..close].replacen(name, "if true", 1),
             "endgeneration" => tag[..close].replacen(name, "endif", 1),
@@ -206,20 +176,10 @@ mod tests {
     fn render(source: &str) -> Result<String, GenerateError> {
         let environment = environment(source)?;
         let context = Value::from_pairs([
-            (
-                "data",
-                Value::from(Serde(
-                    serde_json::json!({"b": [1, 2.0, null], "a": {"k": "é<\"\n"}, "e": []}),
-                )),
-            ),
-            (
-                "strftime_now",
-                strftime_now(Some(jiff::Timestamp::UNIX_EPOCH)),
-            ),
+            ("data", Value::from(Serde(serde_json::json!({"b": [1, 2.0, null], "a": {"k": "é<\"\n"}, "e": []})))),
+            ("strftime_now", strftime_now(Some(jiff::Timestamp::UNIX_EPOCH))),
         ]);
-        let template = environment
-            .get_template(NAME)
-            .map_err(|error| describe(&error))?;
+        let template = environment.get_template(NAME).map_err(|error| describe(&error))?;
         template.render(context).map_err(|error| describe(&error))
     }
 
@@ -228,41 +188,20 @@ mod tests {
     fn renders_as_jinja2_does() {
         let cases = [
             ("  {% if true %}\n  a\n  {% endif %}\nb\n", "  a\nb"),
-            (
-                "{{ ' x '.strip() }}{{ 'ab'.startswith('a') }}{{ 'a,b'.split(',')[-1] }}",
-                "xTrueb",
-            ),
+            ("{{ ' x '.strip() }}{{ 'ab'.startswith('a') }}{{ 'a,b'.split(',')[-1] }}", "xTrueb"),
             ("{{ none }} {{ false }}", "None False"),
             ("[{{ missing }}]{{ missing is defined }}", "[]False"),
-            (
-                "{% for i in range(5) %}{% if i == 3 %}{% break %}{% endif %}{{ i }}{% endfor %}",
-                "012",
-            ),
-            (
-                "{% set ns = namespace(n=0) %}{% for i in [1, 2] %}{% set ns.n = ns.n + i %}{% endfor %}{{ ns.n }}",
-                "3",
-            ),
-            (
-                "{{ data | tojson }}",
-                r#"{"b": [1, 2.0, null], "a": {"k": "é<\"\n"}, "e": []}"#,
-            ),
-            (
-                "{{ data.b | tojson(indent=2) }}",
-                "[\n  1,\n  2.0,\n  null\n]",
-            ),
+            ("{% for i in range(5) %}{% if i == 3 %}{% break %}{% endif %}{{ i }}{% endfor %}", "012"),
+            ("{% set ns = namespace(n=0) %}{% for i in [1, 2] %}{% set ns.n = ns.n + i %}{% endfor %}{{ ns.n }}", "3"),
+            ("{{ data | tojson }}", r#"{"b": [1, 2.0, null], "a": {"k": "é<\"\n"}, "e": []}"#),
+            ("{{ data.b | tojson(indent=2) }}", "[\n  1,\n  2.0,\n  null\n]"),
             ("{{ strftime_now('%d %b %Y') }}", "01 Jan 1970"),
             ("a{%- generation -%} b {%- endgeneration %}\nc", "abc"),
             ("a {% generation %}\nb{% endgeneration %} c", "a b c"),
             ("{{ messages }}{{ data.items() | list | length }}", "3"),
             ("{% macro m(x) %}<{{ x }}>{% endmacro %}{{ m('a') }}", "<a>"),
-            (
-                "{{ 'a' if data.zzz is not defined else 'b' }}{{ data['e'] | length }}",
-                "a0",
-            ),
-            (
-                "{{ 'A' ~ 1 }}{{ 'x' * 3 }}{{ [1, 2, 3][1:] | join('-') }}",
-                "A1xxx2-3",
-            ),
+            ("{{ 'a' if data.zzz is not defined else 'b' }}{{ data['e'] | length }}", "a0"),
+            ("{{ 'A' ~ 1 }}{{ 'x' * 3 }}{{ [1, 2, 3][1:] | join('-') }}", "A1xxx2-3"),
         ];
         for (source, expected) in cases {
             assert_eq!(render(source).unwrap(), expected, "{source}");
@@ -272,18 +211,9 @@ mod tests {
     #[test]
     fn failures_name_the_line() {
         let cases = [
-            (
-                "a\n{% if %}",
-                "chat template, line 2: syntax error: unexpected end of block",
-            ),
-            (
-                "a\nb{{ missing.field }}",
-                "chat template, line 2: undefined value: `missing` is undefined",
-            ),
-            (
-                "{{ 'x' | nonsense }}",
-                "chat template, line 1: unknown filter: filter nonsense is unknown",
-            ),
+            ("a\n{% if %}", "chat template, line 2: syntax error: unexpected end of block"),
+            ("a\nb{{ missing.field }}", "chat template, line 2: undefined value: `missing` is undefined"),
+            ("{{ 'x' | nonsense }}", "chat template, line 1: unknown filter: filter nonsense is unknown"),
             (
                 "\n\n{{ raise_exception('Roles must alternate') }}",
                 "the model's chat template refuses this conversation: Roles must alternate",
@@ -301,9 +231,6 @@ mod tests {
     #[test]
     fn an_unknown_time_format_is_an_error() {
         let message = render("{{ strftime_now('%!') }}").unwrap_err().to_string();
-        assert!(
-            message.starts_with("chat template, line 1: invalid operation: strftime_now(\"%!\"): "),
-            "{message}"
-        );
+        assert!(message.starts_with("chat template, line 1: invalid operation: strftime_now(\"%!\"): "), "{message}");
     }
 }

@@ -67,9 +67,7 @@ impl Tokenizer {
             return Ok(Some(Self::from_json(&json, &config)?));
         }
         match (side_file("vocab.json")?, side_file("merges.txt")?) {
-            (Some(vocab), Some(merges)) => {
-                Ok(Some(Self::from_vocab_and_merges(&vocab, &merges, &config)?))
-            }
+            (Some(vocab), Some(merges)) => Ok(Some(Self::from_vocab_and_merges(&vocab, &merges, &config)?)),
             _ => Ok(None),
         }
     }
@@ -82,32 +80,22 @@ impl Tokenizer {
     /// text in a way of other model families.
     pub fn from_json(json: &[u8], config: &TokenizerConfig) -> Result<Self, GenerateError> {
         let broken = |reason: String| GenerateError::Tokenizer { file: FILE, reason };
-        let mut tokenizer =
-            tokenizers::Tokenizer::from_bytes(json).map_err(|error| broken(error.to_string()))?;
-        tokenizer
-            .with_truncation(None)
-            .map_err(|error| broken(error.to_string()))?;
+        let mut tokenizer = tokenizers::Tokenizer::from_bytes(json).map_err(|error| broken(error.to_string()))?;
+        tokenizer.with_truncation(None).map_err(|error| broken(error.to_string()))?;
         tokenizer.with_padding(None);
         let unmarked: Vec<AddedToken> = config
             .special_tokens()
             .map(|(_, token)| token)
             .filter(|token| {
-                tokenizer.token_to_id(token).is_some()
-                    && !tokenizer.get_added_vocabulary().is_special_token(token)
+                tokenizer.token_to_id(token).is_some() && !tokenizer.get_added_vocabulary().is_special_token(token)
             })
             .map(|token| AddedToken::from(token, true))
             .collect();
         if !unmarked.is_empty() {
-            tokenizer
-                .add_special_tokens(unmarked)
-                .map_err(|error| broken(error.to_string()))?;
+            tokenizer.add_special_tokens(unmarked).map_err(|error| broken(error.to_string()))?;
         }
-        let decoder = serde_json::to_value(tokenizer.get_decoder())
-            .map_err(|error| broken(error.to_string()))?;
-        Ok(Self {
-            scheme: Arc::new(Scheme::from_json(&decoder)?),
-            tokenizer: Arc::new(tokenizer),
-        })
+        let decoder = serde_json::to_value(tokenizer.get_decoder()).map_err(|error| broken(error.to_string()))?;
+        Ok(Self { scheme: Arc::new(Scheme::from_json(&decoder)?), tokenizer: Arc::new(tokenizer) })
     }
 
     /// Loads GPT-2's two files, as the OPT models are published.
@@ -115,17 +103,12 @@ impl Tokenizer {
     /// # Errors
     /// [`GenerateError::Json`] and [`GenerateError::Tokenizer`] for malformed files, or when `config` names a class of
     /// tokenizer that needs a `tokenizer.json`.
-    pub fn from_vocab_and_merges(
-        vocab: &[u8],
-        merges: &[u8],
-        config: &TokenizerConfig,
-    ) -> Result<Self, GenerateError> {
+    pub fn from_vocab_and_merges(vocab: &[u8], merges: &[u8], config: &TokenizerConfig) -> Result<Self, GenerateError> {
         let json: Value = tokenizer_json(vocab, merges, config)?;
         Self::from_json(json.to_string().as_bytes(), config).map_err(|error| match error {
-            GenerateError::Tokenizer { reason, .. } => GenerateError::Tokenizer {
-                file: "vocab.json with merges.txt",
-                reason,
-            },
+            GenerateError::Tokenizer { reason, .. } => {
+                GenerateError::Tokenizer { file: "vocab.json with merges.txt", reason }
+            }
             other => other,
         })
     }
@@ -137,15 +120,9 @@ impl Tokenizer {
     /// # Errors
     /// [`GenerateError::WrongTokenizer`] when ordinary tokens have ids of `vocab` or more.
     pub fn check_vocabulary(&self, vocab: usize) -> Result<(), GenerateError> {
-        let largest = self
-            .tokenizer
-            .get_vocab(false)
-            .into_iter()
-            .max_by_key(|(_, id)| *id);
+        let largest = self.tokenizer.get_vocab(false).into_iter().max_by_key(|(_, id)| *id);
         match largest {
-            Some((token, id)) if id as usize >= vocab => {
-                Err(GenerateError::WrongTokenizer { id, token, vocab })
-            }
+            Some((token, id)) if id as usize >= vocab => Err(GenerateError::WrongTokenizer { id, token, vocab }),
             _ => Ok(()),
         }
     }
@@ -159,9 +136,7 @@ impl Tokenizer {
         self.tokenizer
             .encode_fast(text, add_special)
             .map(|encoding| encoding.get_ids().to_vec())
-            .map_err(|error| GenerateError::Encode {
-                reason: error.to_string(),
-            })
+            .map_err(|error| GenerateError::Encode { reason: error.to_string() })
     }
 
     /// Text of a list of tokens, with or without special ones. Ids that no token has are skipped: a model's vocabulary is
@@ -200,11 +175,7 @@ impl Tokenizer {
 
     /// Whether a token is a special one, which decoding may skip.
     pub fn is_special(&self, id: u32) -> bool {
-        self.piece(id).is_some_and(|token| {
-            self.tokenizer
-                .get_added_vocabulary()
-                .is_special_token(&token)
-        })
+        self.piece(id).is_some_and(|token| self.tokenizer.get_added_vocabulary().is_special_token(&token))
     }
 
     /// A text yet to be written.
@@ -214,13 +185,7 @@ impl Tokenizer {
 
     /// The token as it stands in the vocabulary, if it exists and is not skipped.
     pub(super) fn shown(&self, id: u32, skip_special: bool) -> Option<String> {
-        self.piece(id).filter(|token| {
-            !(skip_special
-                && self
-                    .tokenizer
-                    .get_added_vocabulary()
-                    .is_special_token(token))
-        })
+        self.piece(id).filter(|token| !(skip_special && self.tokenizer.get_added_vocabulary().is_special_token(token)))
     }
 }
 
@@ -232,10 +197,7 @@ pub(super) mod tests {
 
     /// The tokenizer of the embedded model: OPT's, with 4096 tokens.
     pub fn embedded_json() -> Value {
-        let path = concat!(
-            env!("CARGO_MANIFEST_DIR"),
-            "/weights/embedded/tiny-opt/tokenizer.json"
-        );
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/weights/embedded/tiny-opt/tokenizer.json");
         serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
     }
 
@@ -289,14 +251,8 @@ pub(super) mod tests {
     #[test]
     fn opt_begins_with_its_special_token() {
         let tokenizer = embedded();
-        assert_eq!(
-            tokenizer.encode("Once upon a time", true).unwrap(),
-            [2, 50, 1266, 584, 262, 580]
-        );
-        assert_eq!(
-            tokenizer.encode("Once upon a time", false).unwrap(),
-            [50, 1266, 584, 262, 580]
-        );
+        assert_eq!(tokenizer.encode("Once upon a time", true).unwrap(), [2, 50, 1266, 584, 262, 580]);
+        assert_eq!(tokenizer.encode("Once upon a time", false).unwrap(), [50, 1266, 584, 262, 580]);
         assert_eq!(tokenizer.encode("", true).unwrap(), [2]);
         assert_eq!(tokenizer.encode("a</s>b", false).unwrap(), [68, 2, 69]);
         assert_eq!(tokenizer.decode(&[68, 2, 69], true), "ab");
@@ -311,14 +267,9 @@ pub(super) mod tests {
         assert_eq!(tokenizer.token_id("</s>"), Some(2));
         assert_eq!(tokenizer.token_id("no such token"), None);
         assert_eq!(tokenizer.piece(580).as_deref(), Some("Ġtime"));
-        assert_eq!(
-            tokenizer.token_bytes(580).as_deref(),
-            Some(" time".as_bytes())
-        );
+        assert_eq!(tokenizer.token_bytes(580).as_deref(), Some(" time".as_bytes()));
         assert_eq!(tokenizer.token_bytes(4096), None);
-        assert!(
-            tokenizer.is_special(2) && !tokenizer.is_special(580) && !tokenizer.is_special(4096)
-        );
+        assert!(tokenizer.is_special(2) && !tokenizer.is_special(580) && !tokenizer.is_special(4096));
         assert_eq!(llama2().token_bytes(3 + 0xE2), Some(vec![0xE2]));
     }
 
@@ -345,24 +296,15 @@ pub(super) mod tests {
         json["pre_tokenizer"] = json!({"type": "Sequence", "pretokenizers": [
             {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false},
             {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false}]});
-        json["post_processor"] = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false});
+        json["post_processor"] =
+            json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false});
         let tokenizer = from_value(&json).unwrap();
         let digits = tokenizer.encode("1234", true).unwrap();
         assert_eq!(digits.len(), 4, "each digit by itself");
-        for text in [
-            "It's 1984,\n\n  isn't it?",
-            "naïve 日本語 🙂\r\n",
-            "   \t x",
-        ] {
-            assert_eq!(
-                tokenizer.decode(&tokenizer.encode(text, true).unwrap(), true),
-                text
-            );
+        for text in ["It's 1984,\n\n  isn't it?", "naïve 日本語 🙂\r\n", "   \t x"] {
+            assert_eq!(tokenizer.decode(&tokenizer.encode(text, true).unwrap(), true), text);
         }
-        assert_eq!(
-            tokenizer.encode("e\u{301}", true).unwrap(),
-            tokenizer.encode("é", true).unwrap()
-        );
+        assert_eq!(tokenizer.encode("e\u{301}", true).unwrap(), tokenizer.encode("é", true).unwrap());
     }
 
     #[test]
@@ -373,13 +315,7 @@ pub(super) mod tests {
             .as_array()
             .unwrap()
             .iter()
-            .map(|pair| {
-                format!(
-                    "{} {}\n",
-                    pair[0].as_str().unwrap(),
-                    pair[1].as_str().unwrap()
-                )
-            })
+            .map(|pair| format!("{} {}\n", pair[0].as_str().unwrap(), pair[1].as_str().unwrap()))
             .collect();
         let merges = format!("#version: 0.2\n{merges}");
         let config = br#"{"bos_token": {"content": "</s>"}, "eos_token": {"content": "</s>"}, "unk_token": "</s>",
@@ -396,32 +332,24 @@ pub(super) mod tests {
             .map(Option::unwrap)
         };
         let (tokenizer, expected) = (load(config).unwrap(), embedded());
-        for text in [
-            "Once upon a time",
-            "I'll see 3 ships.\n\n  日本 🙂",
-            "a</s>b<pad>",
-            " ",
-        ] {
+        for text in ["Once upon a time", "I'll see 3 ships.\n\n  日本 🙂", "a</s>b<pad>", " "] {
             let ids = tokenizer.encode(text, true).unwrap();
             assert_eq!(ids, expected.encode(text, true).unwrap(), "{text:?}");
             assert_eq!(tokenizer.decode(&ids, true), expected.decode(&ids, true));
         }
         let plain = load(br#"{"bos_token": "</s>"}"#).unwrap();
         assert_eq!(plain.encode("a", true).unwrap(), [68]);
-        let both = load(br#"{"bos_token": "</s>", "eos_token": "<pad>", "add_bos_token": true, "add_eos_token": true}"#);
+        let both =
+            load(br#"{"bos_token": "</s>", "eos_token": "<pad>", "add_bos_token": true, "add_eos_token": true}"#);
         assert_eq!(both.unwrap().encode("a", true).unwrap(), [2, 68, 1]);
 
         assert_eq!(
-            load(br#"{"bos_token": "<|begin|>", "add_bos_token": true}"#)
-                .unwrap_err()
-                .to_string(),
+            load(br#"{"bos_token": "<|begin|>", "add_bos_token": true}"#).unwrap_err().to_string(),
             "vocab.json is not a usable tokenizer: tokenizer_config.json names \"<|begin|>\" as bos_token, but vocab.json has \
              no such token"
         );
         assert_eq!(
-            load(br#"{"tokenizer_class": "Qwen2Tokenizer"}"#)
-                .unwrap_err()
-                .to_string(),
+            load(br#"{"tokenizer_class": "Qwen2Tokenizer"}"#).unwrap_err().to_string(),
             "vocab.json is not a usable tokenizer: the tokenizer is a Qwen2Tokenizer, which vocab.json and merges.txt do not \
              describe completely; tokenizer.json is needed: save it with transformers, \
              AutoTokenizer.from_pretrained(..).save_pretrained(..)"
@@ -432,9 +360,7 @@ pub(super) mod tests {
     fn malformed_vocab_and_merges_are_errors() {
         let config = TokenizerConfig::default();
         let load = |vocab: &str, merges: &[u8]| {
-            Tokenizer::from_vocab_and_merges(vocab.as_bytes(), merges, &config)
-                .unwrap_err()
-                .to_string()
+            Tokenizer::from_vocab_and_merges(vocab.as_bytes(), merges, &config).unwrap_err().to_string()
         };
         assert_eq!(
             load("[]", b""),
@@ -445,13 +371,9 @@ pub(super) mod tests {
             load(vocab, b"#version: 0.2\na b\nab\n"),
             "merges.txt is not a usable tokenizer: line 3 is \"ab\", expected two tokens with a space between"
         );
+        assert!(load(vocab, b"\xff").starts_with("merges.txt is not a usable tokenizer: it is not UTF-8: "));
         assert!(
-            load(vocab, b"\xff")
-                .starts_with("merges.txt is not a usable tokenizer: it is not UTF-8: ")
-        );
-        assert!(
-            load(vocab, b"a c\n")
-                .starts_with("vocab.json with merges.txt is not a usable tokenizer: "),
+            load(vocab, b"a c\n").starts_with("vocab.json with merges.txt is not a usable tokenizer: "),
             "{}",
             load(vocab, b"a c\n")
         );
@@ -459,27 +381,16 @@ pub(super) mod tests {
 
     #[test]
     fn a_model_without_tokenizer_has_none() {
-        assert!(
-            Tokenizer::load(|_| Ok::<_, GenerateError>(None))
-                .unwrap()
-                .is_none()
-        );
-        let only_vocab =
-            |name: &str| Ok::<_, GenerateError>((name == "vocab.json").then(|| b"{}".to_vec()));
+        assert!(Tokenizer::load(|_| Ok::<_, GenerateError>(None)).unwrap().is_none());
+        let only_vocab = |name: &str| Ok::<_, GenerateError>((name == "vocab.json").then(|| b"{}".to_vec()));
         assert!(Tokenizer::load(only_vocab).unwrap().is_none());
     }
 
     #[test]
     fn the_config_marks_special_tokens() {
         let mut json = embedded_json();
-        json["added_tokens"]
-            .as_array_mut()
-            .unwrap()
-            .retain(|token| token["content"] != "<pad>");
-        let config = TokenizerConfig {
-            pad_token: Some("<pad>".to_owned()),
-            ..TokenizerConfig::default()
-        };
+        json["added_tokens"].as_array_mut().unwrap().retain(|token| token["content"] != "<pad>");
+        let config = TokenizerConfig { pad_token: Some("<pad>".to_owned()), ..TokenizerConfig::default() };
         let tokenizer = Tokenizer::from_json(json.to_string().as_bytes(), &config).unwrap();
         assert!(tokenizer.is_special(1));
         assert_eq!(tokenizer.encode("<pad>", false).unwrap(), [1]);
@@ -504,29 +415,13 @@ pub(super) mod tests {
 
     #[test]
     fn malformed_files_are_errors() {
-        for json in [
-            "",
-            "{",
-            "[]",
-            "{}",
-            r#"{"model": {}}"#,
-            r#"{"version": "2.0"}"#,
-            "null",
-            "\u{0}",
-        ] {
-            let error =
-                Tokenizer::from_json(json.as_bytes(), &TokenizerConfig::default()).unwrap_err();
+        for json in ["", "{", "[]", "{}", r#"{"model": {}}"#, r#"{"version": "2.0"}"#, "null", "\u{0}"] {
+            let error = Tokenizer::from_json(json.as_bytes(), &TokenizerConfig::default()).unwrap_err();
             let message = error.to_string();
-            assert!(
-                message.starts_with("tokenizer.json is not a usable tokenizer: "),
-                "{json:?}: {message}"
-            );
+            assert!(message.starts_with("tokenizer.json is not a usable tokenizer: "), "{json:?}: {message}");
         }
         let mut json = embedded_json();
         json["decoder"] = json!({"type": "WordPiece", "prefix": "##", "cleanup": true});
-        assert!(matches!(
-            from_value(&json),
-            Err(GenerateError::UnsupportedDecoder { .. })
-        ));
+        assert!(matches!(from_value(&json), Err(GenerateError::UnsupportedDecoder { .. })));
     }
 }

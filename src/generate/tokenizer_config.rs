@@ -47,10 +47,8 @@ impl TokenizerConfig {
     /// # Ok::<(), shadowllm::generate::GenerateError>(())
     /// ```
     pub fn from_json(bytes: &[u8]) -> Result<Self, GenerateError> {
-        let root: Value = serde_json::from_slice(bytes).map_err(|error| GenerateError::Json {
-            file: FILE,
-            reason: error.to_string(),
-        })?;
+        let root: Value = serde_json::from_slice(bytes)
+            .map_err(|error| GenerateError::Json { file: FILE, reason: error.to_string() })?;
         if !root.is_object() {
             return Err(field_error("(top level)", &root, "an object"));
         }
@@ -60,20 +58,12 @@ impl TokenizerConfig {
             Some(Value::String(text)) => Ok(Some(text.clone())),
             Some(value) => match value.get("content").and_then(Value::as_str) {
                 Some(text) => Ok(Some(text.to_owned())),
-                None => Err(field_error(
-                    name,
-                    value,
-                    "a string or an object with a `content` string",
-                )),
+                None => Err(field_error(name, value, "a string or an object with a `content` string")),
             },
         };
         let flag = |name: &str| {
             field(name)
-                .map(|value| {
-                    value
-                        .as_bool()
-                        .ok_or_else(|| field_error(name, value, "true or false"))
-                })
+                .map(|value| value.as_bool().ok_or_else(|| field_error(name, value, "true or false")))
                 .transpose()
         };
         Ok(Self {
@@ -84,9 +74,7 @@ impl TokenizerConfig {
             add_bos_token: flag("add_bos_token")?,
             add_eos_token: flag("add_eos_token")?,
             add_prefix_space: flag("add_prefix_space")?,
-            tokenizer_class: field("tokenizer_class")
-                .and_then(Value::as_str)
-                .map(str::to_owned),
+            tokenizer_class: field("tokenizer_class").and_then(Value::as_str).map(str::to_owned),
             chat_templates: field("chat_template").map_or(Ok(Vec::new()), chat_templates)?,
         })
     }
@@ -116,22 +104,11 @@ fn chat_templates(value: &Value) -> Result<Vec<(String, String)>, GenerateError>
     value
         .as_array()
         .and_then(|entries| entries.iter().map(named).collect())
-        .ok_or_else(|| {
-            field_error(
-                "chat_template",
-                value,
-                "a string or a list of objects with `name` and `template`",
-            )
-        })
+        .ok_or_else(|| field_error("chat_template", value, "a string or a list of objects with `name` and `template`"))
 }
 
 fn field_error(field: &str, value: &Value, expected: &'static str) -> GenerateError {
-    GenerateError::Field {
-        file: FILE,
-        field: field.to_owned(),
-        found: shorten(&value.to_string()),
-        expected,
-    }
+    GenerateError::Field { file: FILE, field: field.to_owned(), found: shorten(&value.to_string()), expected }
 }
 
 #[cfg(test)]
@@ -146,14 +123,8 @@ mod tests {
                  "add_bos_token": true, "tokenizer_class": "GPT2Tokenizer"}"#,
         )
         .unwrap();
-        assert_eq!(
-            config.special_tokens().collect::<Vec<_>>(),
-            [("bos_token", "</s>"), ("eos_token", "</s>")]
-        );
-        assert_eq!(
-            (config.add_bos_token, config.add_eos_token),
-            (Some(true), None)
-        );
+        assert_eq!(config.special_tokens().collect::<Vec<_>>(), [("bos_token", "</s>"), ("eos_token", "</s>")]);
+        assert_eq!((config.add_bos_token, config.add_eos_token), (Some(true), None));
     }
 
     #[test]
@@ -183,10 +154,7 @@ mod tests {
                 "tokenizer_config.json: field `chat_template` is [{\"name\":\"default\"}], expected a string or a list of \
                  objects with `name` and `template`",
             ),
-            (
-                "7",
-                "tokenizer_config.json: field `(top level)` is 7, expected an object",
-            ),
+            ("7", "tokenizer_config.json: field `(top level)` is 7, expected an object"),
             (
                 "",
                 "tokenizer_config.json is not valid JSON: EOF while parsing a value at line 1 column 0; download the file \

@@ -17,11 +17,7 @@ const MERGES: &str = "merges.txt";
 /// # Errors
 /// [`GenerateError::Json`] and [`GenerateError::Tokenizer`] for files that are not what they should be, or belong to a
 /// class of tokenizer that these two files do not describe completely.
-pub(super) fn tokenizer_json(
-    vocab: &[u8],
-    merges: &[u8],
-    config: &TokenizerConfig,
-) -> Result<Value, GenerateError> {
+pub(super) fn tokenizer_json(vocab: &[u8], merges: &[u8], config: &TokenizerConfig) -> Result<Value, GenerateError> {
     if let Some(class) = &config.tokenizer_class
         && !matches!(class.as_str(), "GPT2Tokenizer" | "GPT2TokenizerFast")
     {
@@ -33,18 +29,13 @@ pub(super) fn tokenizer_json(
             ),
         });
     }
-    let vocab: Map<String, Value> =
-        serde_json::from_slice(vocab).map_err(|error| GenerateError::Json {
-            file: VOCAB,
-            reason: error.to_string(),
-        })?;
+    let vocab: Map<String, Value> = serde_json::from_slice(vocab)
+        .map_err(|error| GenerateError::Json { file: VOCAB, reason: error.to_string() })?;
     let merges = parse_merges(merges)?;
 
     let id_of = |token: &str| vocab.get(token).and_then(Value::as_u64);
-    let mut special: Vec<(u64, &str)> = config
-        .special_tokens()
-        .filter_map(|(_, token)| Some((id_of(token)?, token)))
-        .collect();
+    let mut special: Vec<(u64, &str)> =
+        config.special_tokens().filter_map(|(_, token)| Some((id_of(token)?, token))).collect();
     special.sort_unstable();
     special.dedup();
     let added_tokens: Vec<Value> = special
@@ -57,24 +48,18 @@ pub(super) fn tokenizer_json(
 
     let mut template = vec![json!({"Sequence": {"id": "A", "type_id": 0}})];
     let mut template_tokens = Map::new();
-    let mut place =
-        |wanted: Option<bool>, role: &'static str, token: &Option<String>, at: usize| {
-            let (Some(true), Some(token)) = (wanted, token) else {
-                return Ok(());
-            };
-            let id = id_of(token).ok_or_else(|| GenerateError::Tokenizer {
-            file: VOCAB,
-            reason: format!(
-                "tokenizer_config.json names {token:?} as {role}, but vocab.json has no such token"
-            ),
-        })?;
-            template.insert(at, json!({"SpecialToken": {"id": token, "type_id": 0}}));
-            template_tokens.insert(
-                token.clone(),
-                json!({"id": token, "ids": [id], "tokens": [token]}),
-            );
-            Ok(())
+    let mut place = |wanted: Option<bool>, role: &'static str, token: &Option<String>, at: usize| {
+        let (Some(true), Some(token)) = (wanted, token) else {
+            return Ok(());
         };
+        let id = id_of(token).ok_or_else(|| GenerateError::Tokenizer {
+            file: VOCAB,
+            reason: format!("tokenizer_config.json names {token:?} as {role}, but vocab.json has no such token"),
+        })?;
+        template.insert(at, json!({"SpecialToken": {"id": token, "type_id": 0}}));
+        template_tokens.insert(token.clone(), json!({"id": token, "ids": [id], "tokens": [token]}));
+        Ok(())
+    };
     place(config.add_eos_token, "eos_token", &config.eos_token, 1)?;
     place(config.add_bos_token, "bos_token", &config.bos_token, 0)?;
 
@@ -99,26 +84,18 @@ pub(super) fn tokenizer_json(
 
 /// One `left right` pair a line; the first line may be `#version: ..`.
 fn parse_merges(merges: &[u8]) -> Result<Vec<[&str; 2]>, GenerateError> {
-    let broken = |reason: String| GenerateError::Tokenizer {
-        file: MERGES,
-        reason,
-    };
-    let text =
-        std::str::from_utf8(merges).map_err(|error| broken(format!("it is not UTF-8: {error}")))?;
+    let broken = |reason: String| GenerateError::Tokenizer { file: MERGES, reason };
+    let text = std::str::from_utf8(merges).map_err(|error| broken(format!("it is not UTF-8: {error}")))?;
     (1..)
         .zip(text.lines())
         .filter(|(number, line)| !(line.is_empty() || *number == 1 && line.starts_with("#version")))
         .map(|(number, line)| {
             line.split_once(' ')
-                .filter(|(left, right)| {
-                    !left.is_empty() && !right.is_empty() && !right.contains(' ')
-                })
+                .filter(|(left, right)| !left.is_empty() && !right.is_empty() && !right.contains(' '))
                 .map(|(left, right)| [left, right])
                 .ok_or_else(|| {
                     let line = shorten(line);
-                    broken(format!(
-                        "line {number} is {line:?}, expected two tokens with a space between"
-                    ))
+                    broken(format!("line {number} is {line:?}, expected two tokens with a space between"))
                 })
         })
         .collect()

@@ -279,7 +279,9 @@ mod tests {
     fn split_covers_every_item_once() {
         for threads in [1, 2, 3] {
             let cpu = Cpu::new(&CpuOptions { threads: Some(threads), ..CpuOptions::default() }).unwrap();
-            for (items, align, bytes) in [(0, 1, 1), (1, 4, 1 << 20), (7, 4, 1 << 20), (1000, 6, 1 << 16), (999, 16, 10)] {
+            for (items, align, bytes) in
+                [(0, 1, 1), (1, 4, 1 << 20), (7, 4, 1 << 20), (1000, 6, 1 << 16), (999, 16, 10)]
+            {
                 let seen: Vec<AtomicUsize> = (0..items).map(|_| AtomicUsize::new(0)).collect();
                 cpu.split(items, align, bytes, &|range| {
                     assert!(range.start.is_multiple_of(align));

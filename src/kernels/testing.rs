@@ -58,7 +58,8 @@ pub(crate) fn close(found: &[f32], expected: &[(f64, f64)]) -> TestCaseResult {
     for (i, (&found, &(expected, bound))) in found.iter().zip(expected).enumerate() {
         let error = (f64::from(found) - expected).abs();
         if !(error <= bound) {
-            let what = format!("element {i}: {found:e} instead of {expected:e}, error {error:e} over the bound {bound:e}");
+            let what =
+                format!("element {i}: {found:e} instead of {expected:e}, error {error:e} over the bound {bound:e}");
             return Err(TestCaseError::fail(what));
         }
     }

@@ -39,7 +39,8 @@ impl Model {
         let row = |m: &crate::tensor::Matrix| (m.bytes() / m.rows().max(1)) as u64;
         let linear = |l: &Option<super::Linear>| l.as_ref().map_or(0, super::Linear::bytes);
         let learned = matches!(self.config.positions, Positions::Learned { .. });
-        let seen: u64 = self.layers.iter().map(|l| l.attention.window.unwrap_or(usize::MAX).min(position + 1) as u64).sum();
+        let seen: u64 =
+            self.layers.iter().map(|l| l.attention.window.unwrap_or(usize::MAX).min(position + 1) as u64).sum();
         ActiveBytes {
             blocks: blocks.sum(),
             head: self.head.bytes() as u64

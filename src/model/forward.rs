@@ -7,9 +7,7 @@ use shadowllm_weights::{NormPlacement, Positions};
 use super::workspace::{Workspace, sized};
 use super::{Attention, Ffn, KvCache, Model, Probe, Rows};
 use crate::Error;
-use crate::kernels::{
-    AttentionShape, Cpu, activate, add_assign, attention, embed_row, gated, linear, rope,
-};
+use crate::kernels::{AttentionShape, Cpu, activate, add_assign, attention, embed_row, gated, linear, rope};
 
 /// Consecutive tokens of one sequence and the cache that they extend.
 #[derive(Debug)]

@@ -150,7 +150,8 @@ impl Panel<'_> {
                 let position = s.splat((block.start + j) as f32);
                 for c in 0..C {
                     let lanes = c * S::LANES..(c + 1) * S::LANES;
-                    let (first, last) = (s.load_slice(&limits[lanes.clone()]), s.load_slice(&limits[width..][lanes.clone()]));
+                    let (first, last) =
+                        (s.load_slice(&limits[lanes.clone()]), s.load_slice(&limits[width..][lanes.clone()]));
                     let score = s.load_slice(&row[lanes.clone()]);
                     let score = s.select_le(position, last, score, s.splat(HIDDEN));
                     let score = s.select_le(first, position, score, s.splat(HIDDEN));

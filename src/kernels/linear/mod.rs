@@ -20,8 +20,8 @@ mod tests;
 use std::ops::Range;
 
 pub(crate) use micro::micro;
-pub(crate) use product::{Exact, widen};
 use product::Pairs;
+pub(crate) use product::{Exact, widen};
 
 use super::cpu::{Compute, Cpu, SharedOut};
 use super::simd::Element;
