@@ -60,7 +60,7 @@ pub enum Error {
         reason: String,
     },
     /// A name that stands twice in one header.
-    #[error("tensor {name:?} is listed twice in the header; the file is damaged or hostile")]
+    #[error("tensor {name:?} is listed twice; the file is damaged or hostile")]
     RepeatedTensor {
         /// The name.
         name: String,
