@@ -277,7 +277,7 @@ fn unreadable_file() {
     use std::os::unix::fs::PermissionsExt;
     let dir = directory(&[("model.safetensors", file("{}", 0))]);
     let path = dir.path().join("model.safetensors");
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0)).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o000)).unwrap();
     let readable = std::fs::File::open(&path).is_ok();
     match Checkpoint::open(dir.path()) {
         Ok(_) => assert!(readable),
