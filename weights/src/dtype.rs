@@ -51,3 +51,17 @@ impl FromStr for DType {
         DType::ALL.into_iter().find(|d| d.name() == s).ok_or_else(|| Error::UnknownDType { found: s.to_owned() })
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names() {
+        for dtype in DType::ALL {
+            assert_eq!(dtype.to_string().parse::<DType>().unwrap(), dtype);
+        }
+        assert_eq!("F32".parse::<DType>().unwrap_err().to_string(), "unknown dtype \"F32\"; expected f32, f16 or bf16");
+    }
+}

@@ -60,7 +60,7 @@ pub enum Error {
         reason: String,
     },
     /// A name that stands twice in one header.
-    #[error("tensor {name:?} is listed twice in the header; the file is damaged or hostile")]
+    #[error("tensor {name:?} is listed twice; the file is damaged or hostile")]
     RepeatedTensor {
         /// The name.
         name: String,
@@ -426,6 +426,26 @@ pub enum Error {
     UnknownDType {
         /// The name as given.
         found: String,
+    },
+    /// A tensor's bytes are not in its storage.
+    #[error("tensor bytes {start}..{end} do not lie in a storage of {len} bytes")]
+    TensorRange {
+        /// First byte.
+        start: usize,
+        /// Byte behind the last.
+        end: usize,
+        /// Bytes of the storage.
+        len: usize,
+    },
+    /// Rows that a tensor does not have.
+    #[error("rows {start}..{end} do not lie in a tensor of shape {shape:?}")]
+    RowRange {
+        /// First row.
+        start: usize,
+        /// Row behind the last.
+        end: usize,
+        /// The tensor's shape.
+        shape: Vec<usize>,
     },
     /// A tensor's bytes do not fit its shape and type.
     #[error("tensor of shape {shape:?} and type {dtype} needs {expected} bytes, but {found} were given")]

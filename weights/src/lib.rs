@@ -4,7 +4,7 @@
 //! typed slices. This crate knows file formats (safetensors, GGUF, `config.json`) and where models live (a directory, the
 //! Hugging Face cache, the model compiled into the library); it knows nothing of the engine.
 //!
-//! The way in is [`Checkpoint::open`]: a directory becomes a [`ModelConfig`] and named [`TensorData`].
+//! `README.md` of the crate lists what is supported. The way in is [`Checkpoint::open`]: a directory becomes a [`ModelConfig`] and named [`TensorData`].
 
 mod checkpoint;
 mod closest;
@@ -46,3 +46,8 @@ pub use writer::{SafetensorsWriter, TensorSpec, write_atomic};
 
 #[cfg(target_endian = "big")]
 compile_error!("weights are little-endian on disk and used in place; big-endian processors are not supported");
+
+/// Compiles the examples of the crate's page.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -22,15 +22,17 @@ impl TensorData {
     /// A view of `storage[range]` as a tensor.
     ///
     /// # Errors
-    /// [`Error::TensorSize`] if the range is not exactly as long as shape and type ask for or lies outside the storage,
-    /// [`Error::Misaligned`] if it does not start at a multiple of the element size.
+    /// [`Error::TensorRange`] if the range does not lie in the storage, [`Error::TensorSize`] if it is not exactly as long as
+    /// shape and type ask for, [`Error::Misaligned`] if it does not start at a multiple of the element size.
     pub fn new(storage: Arc<Storage>, range: Range<usize>, dtype: DType, shape: &[usize]) -> Result<Self> {
         let expected = shape.iter().try_fold(dtype.size(), |n, &s| n.checked_mul(s)).unwrap_or(usize::MAX);
-        let found = storage.bytes().get(range.clone()).map_or(0, <[u8]>::len);
-        if expected != found {
-            return Err(Error::TensorSize { shape: shape.to_vec(), dtype, expected, found });
+        let Some(bytes) = storage.bytes().get(range.clone()) else {
+            return Err(Error::TensorRange { start: range.start, end: range.end, len: storage.bytes().len() });
+        };
+        if expected != bytes.len() {
+            return Err(Error::TensorSize { shape: shape.to_vec(), dtype, expected, found: bytes.len() });
         }
-        if !(storage.bytes().as_ptr() as usize + range.start).is_multiple_of(dtype.size()) {
+        if !(bytes.as_ptr() as usize).is_multiple_of(dtype.size()) {
             return Err(Error::Misaligned { size: dtype.size() });
         }
         Ok(TensorData { storage, range, dtype, shape: shape.to_vec() })
@@ -127,21 +129,94 @@ impl TensorData {
     /// Rows `rows` of a tensor of at least one dimension, sharing the bytes.
     ///
     /// # Errors
-    /// [`Error::TensorSize`] if the rows lie outside the tensor.
+    /// [`Error::RowRange`] if the rows lie outside the tensor, or the tensor has no dimension.
     pub fn slice_rows(&self, rows: Range<usize>) -> Result<Self> {
-        let row: usize = self.shape[1..].iter().product::<usize>() * self.dtype.size();
+        let count = self.shape.first().copied().unwrap_or(0);
+        if self.shape.is_empty() || rows.start > rows.end || rows.end > count {
+            return Err(Error::RowRange { start: rows.start, end: rows.end, shape: self.shape.clone() });
+        }
+        // `new` checked that all rows together can be counted in bytes; a tensor without elements has empty rows.
+        let row = self.range.len().checked_div(count).unwrap_or(0);
+        let start = self.range.start + rows.start * row;
         let mut shape = self.shape.clone();
         shape[0] = rows.len();
-        let start = self.range.start.saturating_add(rows.start.saturating_mul(row));
-        let end = start.saturating_add(rows.len().saturating_mul(row));
-        if end > self.range.end {
-            return Err(Error::TensorSize {
-                shape,
-                dtype: self.dtype,
-                expected: end - start,
-                found: self.range.end.saturating_sub(start),
-            });
+        Self::new(Arc::clone(&self.storage), start..start + rows.len() * row, self.dtype, &shape)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn storage(len: u8) -> Arc<Storage> {
+        Arc::new(Storage::owned(&(0..len).collect::<Vec<u8>>()))
+    }
+
+    #[test]
+    fn refuses_what_does_not_fit() {
+        for (range, dtype, shape, expected) in [
+            (0..8, DType::F32, &[3][..], "tensor of shape [3] and type f32 needs 12 bytes, but 8 were given"),
+            (0..8, DType::F32, &[], "tensor of shape [] and type f32 needs 4 bytes, but 8 were given"),
+            (
+                0..8,
+                DType::F16,
+                &[usize::MAX, 3],
+                "tensor of shape [18446744073709551615, 3] and type f16 needs 18446744073709551615 bytes, but 8 were given",
+            ),
+            (8..20, DType::F32, &[3], "tensor bytes 8..20 do not lie in a storage of 16 bytes"),
+            (20..20, DType::F32, &[0], "tensor bytes 20..20 do not lie in a storage of 16 bytes"),
+            (
+                2..10,
+                DType::F32,
+                &[2],
+                "tensor data starts at an address that is no multiple of 4 bytes; \
+                 rewrite the file with a current safetensors library",
+            ),
+        ] {
+            let error = TensorData::new(storage(16), range, dtype, shape).unwrap_err();
+            assert_eq!(error.to_string(), expected);
         }
-        Self::new(Arc::clone(&self.storage), start..end, self.dtype, &shape)
+        assert!(TensorData::new(storage(16), 2..10, DType::BF16, &[4]).is_ok());
+        #[allow(clippy::reversed_empty_ranges)]
+        let reversed = TensorData::new(storage(16), 8..4, DType::F32, &[0]);
+        assert_eq!(reversed.unwrap_err().to_string(), "tensor bytes 8..4 do not lie in a storage of 16 bytes");
+        assert!(TensorData::from_f32(&[3], &[1.0, 2.0]).is_err());
+    }
+
+    #[test]
+    fn typed_views() {
+        let values = [0.0, -1.5, 65504.0, 0.333_333_34];
+        for dtype in DType::ALL {
+            let tensor = TensorData::from_f32_as(&[2, 2], dtype, &values).unwrap();
+            assert_eq!((tensor.dtype(), tensor.shape(), tensor.len()), (dtype, &[2, 2][..], 4));
+            assert_eq!(tensor.bytes().len(), 4 * dtype.size());
+            assert_eq!(tensor.as_f32().is_some(), dtype == DType::F32);
+            assert_eq!(tensor.as_f16().is_some(), dtype == DType::F16);
+            assert_eq!(tensor.as_bf16().is_some(), dtype == DType::BF16);
+            let round = |v: f32| match dtype {
+                DType::F32 => v,
+                DType::F16 => f16::from_f32(v).to_f32(),
+                DType::BF16 => bf16::from_f32(v).to_f32(),
+            };
+            assert_eq!(tensor.to_f32(), values.map(round));
+        }
+    }
+
+    #[test]
+    fn rows() {
+        let tensor = TensorData::from_f32(&[3, 2], &[0.0, 1.0, 2.0, 3.0, 4.0, 5.0]).unwrap();
+        let part = tensor.slice_rows(1..3).unwrap();
+        assert_eq!((part.shape(), part.to_f32()), (&[2, 2][..], vec![2.0, 3.0, 4.0, 5.0]));
+        assert_eq!(part.slice_rows(1..2).unwrap().to_f32(), [4.0, 5.0]);
+        assert!(tensor.slice_rows(3..3).unwrap().is_empty());
+        for rows in [2..4, 4..4, usize::MAX..usize::MAX] {
+            let expected = format!("rows {}..{} do not lie in a tensor of shape [3, 2]", rows.start, rows.end);
+            assert_eq!(tensor.slice_rows(rows).unwrap_err().to_string(), expected);
+        }
+        let scalar = TensorData::from_f32(&[], &[1.0]).unwrap();
+        assert_eq!(scalar.slice_rows(0..1).unwrap_err().to_string(), "rows 0..1 do not lie in a tensor of shape []");
+        let empty = TensorData::from_f32(&[3, 0], &[]).unwrap();
+        assert_eq!(empty.slice_rows(1..3).unwrap().shape(), [2, 0]);
     }
 }

@@ -147,3 +147,34 @@ fn parity_fixtures() {
         assert!(table.to_f32().iter().all(|v| v.is_finite()), "{name}");
     }
 }
+
+/// A file as large as OPT-1.3B opens at once: only its header is read. The file has no data on disk, only a length.
+#[test]
+fn large_files_open_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("config.json"), r#"{"model_type":"opt"}"#).unwrap();
+    let path = dir.path().join("model.safetensors");
+    let (tensors, size) = (388, 6_800_000u64);
+    let entries: Vec<String> = (0..tensors)
+        .map(|i| {
+            format!(
+                r#""t{i}":{{"dtype":"BF16","shape":[{}],"data_offsets":[{},{}]}}"#,
+                size / 2,
+                i * size,
+                (i + 1) * size
+            )
+        })
+        .collect();
+    let header = format!("{{{}}}", entries.join(","));
+    let header = format!("{header:<width$}", width = header.len().next_multiple_of(8));
+    std::fs::write(&path, [&(header.len() as u64).to_le_bytes(), header.as_bytes()].concat()).unwrap();
+    let total = 8 + header.len() as u64 + tensors * size;
+    std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(total).unwrap();
+
+    let start = std::time::Instant::now();
+    let checkpoint = Checkpoint::open(dir.path()).unwrap();
+    let elapsed = start.elapsed();
+    assert_eq!((checkpoint.mapped_bytes(), checkpoint.names().count()), (total, 388));
+    assert!(elapsed.as_millis() < 250, "{elapsed:?} for {total} bytes");
+    println!("{total} bytes in {elapsed:?}");
+}

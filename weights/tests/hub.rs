@@ -317,19 +317,28 @@ fn repositories_that_are_no_model() {
     }
 }
 
+/// One reported phase.
+#[derive(Debug, PartialEq)]
+struct Phase {
+    what: String,
+    total: Option<u64>,
+    advanced: u64,
+    finished: bool,
+}
+
 /// Adds up what is reported.
 #[derive(Default)]
-struct Sums(Mutex<Vec<(String, Option<u64>, u64, bool)>>);
+struct Sums(Mutex<Vec<Phase>>);
 
 impl Progress for Sums {
     fn start(&self, what: &str, total: Option<u64>) {
-        self.0.lock().unwrap().push((what.to_owned(), total, 0, false));
+        self.0.lock().unwrap().push(Phase { what: what.to_owned(), total, advanced: 0, finished: false });
     }
     fn advance(&self, bytes: u64) {
-        self.0.lock().unwrap().last_mut().unwrap().2 += bytes;
+        self.0.lock().unwrap().last_mut().unwrap().advanced += bytes;
     }
     fn finish(&self) {
-        self.0.lock().unwrap().last_mut().unwrap().3 = true;
+        self.0.lock().unwrap().last_mut().unwrap().finished = true;
     }
 }
 
@@ -340,8 +349,14 @@ fn progress_adds_up() {
     let sums = Sums::default();
     fetch("org/tiny", "main", &options(&server, cache.path()), &sums).unwrap();
     let expected =
-        [("config.json", CONFIG.len()), ("tokenizer.json", 2), ("model.safetensors", weights("w", 200_000).len())]
-            .map(|(name, size)| (name.to_owned(), Some(size as u64), size as u64, true));
+        [("config.json", CONFIG.len()), ("tokenizer.json", 2), ("model.safetensors", weights("w", 200_000).len())].map(
+            |(name, size)| Phase {
+                what: name.to_owned(),
+                total: Some(size as u64),
+                advanced: size as u64,
+                finished: true,
+            },
+        );
     assert_eq!(*sums.0.lock().unwrap(), expected);
 }
 
