@@ -12,11 +12,11 @@
 //!
 //! | file | idea |
 //! | --- | --- |
-//! | `sampler` | [`SamplerOptions`], [`Sampler`]: the next token, by Hugging Face's rules and a fixed random stream |
+//! | `sampler_options`, `sampler` | [`SamplerOptions`], [`Sampler`]: the next token, by Hugging Face's rules and a fixed random stream |
 //! | `logits` | [`greedy`], [`log_prob`], [`top_log_probs`]: reading logits without sorting the vocabulary |
 //! | `stop` | [`StopTokens`], [`StopStrings`], [`StopMatcher`]: when a text ends |
 //! | `defaults` | [`GenerationDefaults`]: the settings published with a model |
-//! | `tokenizer`, `tokenizer_config`, `vocab_merges` | `Tokenizer`: text to ids, from any of the layouts in which models are published |
+//! | `tokenizer`, `tokenizer_config`, `vocab_merges`, `tokenizer_checks` | `Tokenizer`: text to ids, from any of the layouts in which models are published |
 //! | `detokenizer`, `stream` | `TextStream`: ids to text, never half a character, never part of a stop string |
 //! | `chat`, `template` | `ChatTemplate`: a conversation as the prompt its model was trained on |
 //!
@@ -26,6 +26,7 @@ mod defaults;
 mod error;
 mod logits;
 mod sampler;
+mod sampler_options;
 mod stop;
 
 #[cfg(feature = "tokenizer")]
@@ -36,8 +37,12 @@ mod detokenizer;
 mod stream;
 #[cfg(feature = "tokenizer")]
 mod template;
+#[cfg(all(test, feature = "tokenizer"))]
+mod test_tokenizers;
 #[cfg(feature = "tokenizer")]
 mod tokenizer;
+#[cfg(feature = "tokenizer")]
+mod tokenizer_checks;
 #[cfg(feature = "tokenizer")]
 mod tokenizer_config;
 #[cfg(feature = "tokenizer")]
@@ -46,7 +51,8 @@ mod vocab_merges;
 pub use defaults::GenerationDefaults;
 pub use error::GenerateError;
 pub use logits::{TokenLogProb, greedy, log_prob, top_log_probs};
-pub use sampler::{Sampler, SamplerOptions};
+pub use sampler::Sampler;
+pub use sampler_options::SamplerOptions;
 pub use stop::{StopMatcher, StopStrings, StopTokens};
 
 #[cfg(feature = "tokenizer")]
