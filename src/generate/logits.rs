@@ -43,7 +43,7 @@ pub(super) fn checked_max(logits: &[f32] /* [V] */) -> Result<f32, GenerateError
         sound &= logit < f32::INFINITY;
         max = if logit > max { logit } else { max };
     }
-    if !sound && let Some(at) = logits.iter().position(|logit| !(*logit < f32::INFINITY)) {
+    if !sound && let Some(at) = logits.iter().position(|logit| logit.is_nan() || *logit == f32::INFINITY) {
         return Err(GenerateError::BadLogit { id: at as u32, value: logits[at] });
     }
     if max == f32::NEG_INFINITY {

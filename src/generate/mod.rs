@@ -16,11 +16,11 @@
 //! | `engine` | [`Engine`]: a loaded model with its threads, shared by any number of sessions |
 //! | `session` | [`Session`]: one sequence: its tokens, key/value cache and logits |
 //! | `completion` | [`Completion`]: sample, stream, stop, and how fast it was |
-//! | `sampler` | [`SamplerOptions`], [`Sampler`]: the next token, by Hugging Face's rules and a fixed random stream |
+//! | `sampler_options`, `sampler` | [`SamplerOptions`], [`Sampler`]: the next token, by Hugging Face's rules and a fixed random stream |
 //! | `logits` | [`greedy`], [`log_prob`], [`top_log_probs`]: reading logits without sorting the vocabulary |
 //! | `stop` | [`StopTokens`], [`StopStrings`], [`StopMatcher`]: when a text ends |
 //! | `defaults` | [`GenerationDefaults`]: the settings published with a model |
-//! | `tokenizer`, `tokenizer_config`, `vocab_merges` | `Tokenizer`: text to ids, from any of the layouts in which models are published |
+//! | `tokenizer`, `tokenizer_config`, `vocab_merges`, `tokenizer_checks` | `Tokenizer`: text to ids, from any of the layouts in which models are published |
 //! | `detokenizer`, `stream` | `TextStream`: ids to text, never half a character, never part of a stop string |
 //! | `chat`, `template` | `ChatTemplate`: a conversation as the prompt its model was trained on |
 //! | `text_files` | `TextFiles`: what a checkpoint has of the last three |
@@ -33,6 +33,7 @@ mod engine;
 mod error;
 mod logits;
 mod sampler;
+mod sampler_options;
 mod session;
 mod stop;
 
@@ -44,10 +45,14 @@ mod detokenizer;
 mod stream;
 #[cfg(feature = "tokenizer")]
 mod template;
+#[cfg(all(test, feature = "tokenizer"))]
+mod test_tokenizers;
 #[cfg(feature = "tokenizer")]
 mod text_files;
 #[cfg(feature = "tokenizer")]
 mod tokenizer;
+#[cfg(feature = "tokenizer")]
+mod tokenizer_checks;
 #[cfg(feature = "tokenizer")]
 mod tokenizer_config;
 #[cfg(feature = "tokenizer")]
@@ -58,7 +63,8 @@ pub use defaults::GenerationDefaults;
 pub use engine::{Engine, EngineOptions};
 pub use error::GenerateError;
 pub use logits::{TokenLogProb, greedy, log_prob, top_log_probs};
-pub use sampler::{Sampler, SamplerOptions};
+pub use sampler::Sampler;
+pub use sampler_options::SamplerOptions;
 pub use session::{Session, SessionOptions};
 pub use stop::{StopMatcher, StopStrings, StopTokens};
 

@@ -222,6 +222,11 @@ mod tests {
                 "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
                 "chat template, line 1: engine ran out of fuel",
             ),
+            (
+                "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
+                "chat template, line 1: invalid operation: recursion limit exceeded",
+            ),
+            ("{{ 'abcdefgh' * 1000000000000 }}", "chat template, line 1: engine ran out of fuel"),
         ];
         for (source, message) in cases {
             assert_eq!(render(source).unwrap_err().to_string(), message, "{source}");

@@ -17,6 +17,7 @@ use serde_json::Value;
 use tokenizers::AddedToken;
 
 use super::detokenizer::{Detokenizer, Scheme};
+use super::tokenizer_checks::{check_model, check_post_processor};
 use super::vocab_merges::tokenizer_json;
 use super::{GenerateError, TokenizerConfig};
 
@@ -80,6 +81,7 @@ impl Tokenizer {
     /// text in a way of other model families.
     pub fn from_json(json: &[u8], config: &TokenizerConfig) -> Result<Self, GenerateError> {
         let broken = |reason: String| GenerateError::Tokenizer { file: FILE, reason };
+        check_model(json)?;
         let mut tokenizer = tokenizers::Tokenizer::from_bytes(json).map_err(|error| broken(error.to_string()))?;
         tokenizer.with_truncation(None).map_err(|error| broken(error.to_string()))?;
         tokenizer.with_padding(None);
@@ -94,7 +96,9 @@ impl Tokenizer {
         if !unmarked.is_empty() {
             tokenizer.add_special_tokens(unmarked).map_err(|error| broken(error.to_string()))?;
         }
-        let decoder = serde_json::to_value(tokenizer.get_decoder()).map_err(|error| broken(error.to_string()))?;
+        let part = |value: Result<Value, serde_json::Error>| value.map_err(|error| broken(error.to_string()));
+        check_post_processor(&part(serde_json::to_value(tokenizer.get_post_processor()))?)?;
+        let decoder = part(serde_json::to_value(tokenizer.get_decoder()))?;
         Ok(Self { scheme: Arc::new(Scheme::from_json(&decoder)?), tokenizer: Arc::new(tokenizer) })
     }
 
@@ -191,62 +195,11 @@ impl Tokenizer {
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
-pub(super) mod tests {
+mod tests {
+    use super::super::test_tokenizers::{embedded, embedded_json, from_value, llama2, llama2_json};
     use super::*;
+    use proptest::prelude::*;
     use serde_json::json;
-
-    /// The tokenizer of the embedded model: OPT's, with 4096 tokens.
-    pub fn embedded_json() -> Value {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/weights/embedded/tiny-opt/tokenizer.json");
-        serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
-    }
-
-    pub fn from_value(json: &Value) -> Result<Tokenizer, GenerateError> {
-        Tokenizer::from_json(json.to_string().as_bytes(), &TokenizerConfig::default())
-    }
-
-    pub fn embedded() -> Tokenizer {
-        from_value(&embedded_json()).unwrap()
-    }
-
-    /// Llama 2's arrangement: `▁` for spaces, one put before the text, bytes for what the vocabulary lacks.
-    pub fn llama2() -> Tokenizer {
-        let mut vocab = serde_json::Map::new();
-        let pieces = ["<unk>", "<s>", "</s>"].map(str::to_owned).into_iter();
-        let bytes = (0..=255).map(|byte| format!("<0x{byte:02X}>"));
-        let letters = "▁ablo!".chars().map(String::from);
-        let merged = ["▁a", "▁b", "lo", "▁▁"].map(str::to_owned);
-        for (id, piece) in pieces.chain(bytes).chain(letters).chain(merged).enumerate() {
-            vocab.insert(piece, json!(id));
-        }
-        let special = |id: u32, content: &str| {
-            json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
-                   "normalized": false, "special": true})
-        };
-        from_value(&json!({
-            "version": "1.0",
-            "truncation": {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0},
-            "padding": {"strategy": {"Fixed": 8}, "direction": "Right", "pad_to_multiple_of": null, "pad_id": 0,
-                        "pad_type_id": 0, "pad_token": "<unk>"},
-            "added_tokens": [special(0, "<unk>"), special(1, "<s>"), special(2, "</s>")],
-            "normalizer": {"type": "Sequence", "normalizers": [
-                {"type": "Prepend", "prepend": "▁"},
-                {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]},
-            "pre_tokenizer": null,
-            "post_processor": {"type": "TemplateProcessing",
-                "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
-                "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
-                "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}}},
-            "decoder": {"type": "Sequence", "decoders": [
-                {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
-                {"type": "ByteFallback"}, {"type": "Fuse"},
-                {"type": "Strip", "content": " ", "start": 1, "stop": 0}]},
-            "model": {"type": "BPE", "dropout": null, "unk_token": "<unk>", "continuing_subword_prefix": null,
-                      "end_of_word_suffix": null, "fuse_unk": true, "byte_fallback": true, "vocab": vocab,
-                      "merges": [["▁", "a"], ["▁", "b"], ["l", "o"], ["▁", "▁"]]},
-        }))
-        .unwrap()
-    }
 
     #[test]
     fn opt_begins_with_its_special_token() {
@@ -423,5 +376,48 @@ pub(super) mod tests {
         let mut json = embedded_json();
         json["decoder"] = json!({"type": "WordPiece", "prefix": "##", "cleanup": true});
         assert!(matches!(from_value(&json), Err(GenerateError::UnsupportedDecoder { .. })));
+    }
+
+    /// Paths to all values inside `json`, as for [`Value::pointer`].
+    fn pointers(json: &Value, prefix: &str, found: &mut Vec<String>) {
+        let mut visit = |key: &str, value: &Value| {
+            let escaped = key.replace('~', "~0").replace('/', "~1");
+            let pointer = format!("{prefix}/{escaped}");
+            pointers(value, &pointer, found);
+            found.push(pointer);
+        };
+        match json {
+            Value::Object(fields) => fields.iter().for_each(|(key, value)| visit(key, value)),
+            Value::Array(items) => (0..).zip(items).for_each(|(at, value): (usize, _)| visit(&at.to_string(), value)),
+            _ => {}
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+
+        /// A value of the wrong type or size anywhere in the file: an error, or a tokenizer that works somehow.
+        #[test]
+        fn a_damaged_file_is_no_panic(
+            place in any::<proptest::sample::Index>(),
+            value in proptest::sample::select(vec![
+                json!(null), json!(0), json!(-1), json!(4_294_967_296_u64), json!(""), json!("a"), json!("▁"), json!([]),
+                json!({}), json!(true), json!({"String": ""}), json!({"Regex": "("}), json!([["a", "b"]]),
+            ]),
+        ) {
+            let mut json = llama2_json();
+            let mut paths = Vec::new();
+            pointers(&json, "", &mut paths);
+            // The 256 byte tokens would otherwise be hit nearly always.
+            paths.retain(|path| !path.starts_with("/model/vocab/<0x") || path.ends_with("E5>"));
+            *json.pointer_mut(&paths[place.index(paths.len())]).unwrap() = value;
+            if let Ok(tokenizer) = from_value(&json) {
+                let _ = tokenizer.check_vocabulary(1);
+                if let Ok(ids) = tokenizer.encode("<s>a blo 日本!", true) {
+                    tokenizer.decode(&ids, false);
+                }
+                tokenizer.decode(&(0..270).collect::<Vec<u32>>(), true);
+            }
+        }
     }
 }
