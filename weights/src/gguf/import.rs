@@ -56,6 +56,13 @@ struct Prepared<'a> {
 /// `out_dir` must not exist or be empty; its parents are made. While the import runs, the directory has a temporary name
 /// beside it; an error leaves nothing behind. The file must not be changed by others meanwhile: it is memory-mapped.
 ///
+/// ```no_run
+/// use shadowllm_weights::{DType, gguf};
+/// let report = gguf::import("SmolLM2.Q4_1.gguf".as_ref(), "smollm2".as_ref(), DType::BF16, &())?;
+/// assert_eq!(report.architecture, "llama");
+/// # Ok::<(), shadowllm_weights::Error>(())
+/// ```
+///
 /// # Errors
 /// [`Error::Gguf`] says what is wrong with the file, [`Error::OutputExists`], [`Error::Io`], and [`Error::Write`] if the disk
 /// is full.
@@ -81,11 +88,20 @@ pub fn import(gguf: &Path, out_dir: &Path, dtype: DType, progress: &dyn Progress
     }
     let temporary = Temporary::beside(out_dir);
     fs::create_dir(temporary.path()).map_err(io("create", temporary.path()))?;
-    let bytes = write_tensors(&prepared.plan, &temporary.path().join("model.safetensors"), dtype, progress, gguf)?;
+    // The reader of a message knows the directory by its final name.
+    let rename = |error| match error {
+        Error::Write { path, needed, source } => {
+            let path = path.file_name().map_or_else(|| out_dir.to_owned(), |name| out_dir.join(name));
+            Error::Write { path, needed, source }
+        }
+        other => other,
+    };
+    let target = temporary.path().join("model.safetensors");
+    let bytes = write_tensors(&prepared.plan, &target, dtype, progress, gguf).map_err(rename)?;
     let write = |name: &str, value: &Value| {
         let mut text = format!("{value:#}").into_bytes();
         text.push(b'\n');
-        write_atomic(&temporary.path().join(name), &text)
+        write_atomic(&temporary.path().join(name), &text).map_err(rename)
     };
     write("config.json", &prepared.config)?;
     write("generation_config.json", &prepared.generation_config)?;
@@ -139,6 +155,17 @@ fn prepare<'a>(gguf: &Gguf<'a>, dtype: DType) -> Result<Prepared<'a>, GgufProble
         tokenizer: tokenizer(gguf, &special, hyper.context(), plan.found.vocab)?,
         plan,
     })
+}
+
+/// Does everything an import does with the bytes of a GGUF file short of writing: reads the header, rebuilds configuration and
+/// tokenizer, converts every tensor. Tells whether a file can be imported, and is what the fuzz target runs.
+///
+/// # Errors
+/// What is wrong with the file.
+pub fn check(file: &[u8]) -> Result<(), GgufProblem> {
+    let parsed = Gguf::parse(file)?;
+    let prepared = prepare(&parsed, DType::F32)?;
+    prepared.plan.tensors.iter().try_for_each(|planned| planned.convert(DType::F32, |_| Ok::<(), GgufProblem>(())))
 }
 
 /// Either kind of failure inside the conversion of a tensor.
