@@ -200,7 +200,8 @@ pub fn write_random(dir: &Path, shape: Shape, dtype: DType, seed: u64, progress:
     let total: u64 = specs.iter().map(|s| count(s) as u64).sum();
     let staged = StagedDirectory::create(dir)?;
     staged.write("config.json", &config)?;
-    let mut file = SafetensorsWriter::create(&staged.path().join("model.safetensors"), &specs, &BTreeMap::new())?;
+    let mut file = SafetensorsWriter::create(&staged.path().join("model.safetensors"), &specs, &BTreeMap::new())
+        .map_err(|e| staged.finally(e))?;
     progress.start("random weights", Some(total * dtype.size() as u64));
     let mut state = seed;
     for spec in &specs {
@@ -213,13 +214,13 @@ pub fn write_random(dir: &Path, shape: Shape, dtype: DType, seed: u64, progress:
             for _ in 0..now {
                 weights.push(&mut state, dtype, &mut bytes);
             }
-            file.append(&spec.name, &bytes)?;
+            file.append(&spec.name, &bytes).map_err(|e| staged.finally(e))?;
             progress.advance(bytes.len() as u64);
             left -= now;
         }
     }
     progress.finish();
-    file.finish()?;
+    file.finish().map_err(|e| staged.finally(e))?;
     staged.finish()?;
     Ok(total)
 }

@@ -39,7 +39,18 @@ impl StagedDirectory {
     /// # Errors
     /// [`Error::Write`] if the disk is full or not writable.
     pub fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
-        write_atomic(&self.path().join(name), bytes)
+        write_atomic(&self.path().join(name), bytes).map_err(|error| self.finally(error))
+    }
+
+    /// The error of writing a file in here, with the name that the file would have had: that is the one its reader knows.
+    pub fn finally(&self, error: Error) -> Error {
+        match error {
+            Error::Write { path, needed, source } => {
+                let path = path.file_name().map_or_else(|| self.target.clone(), |name| self.target.join(name));
+                Error::Write { path, needed, source }
+            }
+            other => other,
+        }
     }
 
     /// Renames the directory to its target.

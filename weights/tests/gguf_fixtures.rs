@@ -4,6 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use proptest::prelude::*;
 use safetensors::SafeTensors;
 use serde_json::Value;
 use shadowllm_weights::{DType, gguf};
@@ -77,5 +78,21 @@ fn texts_are_tokenised_alike() {
             assert_eq!(tokenizer.decode(&ids, false).unwrap(), encoding["decoded"].as_str().unwrap(), "{model}");
             assert_eq!(tokenizer.decode(&ids, true).unwrap(), encoding["decoded_plain"].as_str().unwrap(), "{model}");
         }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+    /// Changed bytes in a real head, which has every type of value and of tensor: an error or an import, never a panic.
+    #[test]
+    fn damage_never_panics(
+        model in 0..MODELS.len(),
+        changes in proptest::collection::vec((0..12_000usize, any::<u8>()), 1..8),
+    ) {
+        let mut bytes = fs::read(fixture(&format!("{}.gguf", MODELS[model]))).unwrap();
+        for (at, value) in changes {
+            bytes[at] = value;
+        }
+        let _ = gguf::check(&bytes);
     }
 }

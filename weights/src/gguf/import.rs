@@ -55,12 +55,18 @@ struct Prepared<'a> {
 /// `out_dir` must not exist or be empty; its parents are made. While the import runs, the directory has a temporary name
 /// beside it; an error leaves nothing behind. The file must not be changed by others meanwhile: it is memory-mapped.
 ///
+/// ```no_run
+/// use shadowllm_weights::{DType, gguf};
+/// let report = gguf::import("SmolLM2.Q4_1.gguf".as_ref(), "smollm2".as_ref(), DType::BF16, &())?;
+/// assert_eq!(report.architecture, "llama");
+/// # Ok::<(), shadowllm_weights::Error>(())
+/// ```
+///
 /// # Errors
 /// [`Error::Gguf`] says what is wrong with the file, [`Error::OutputExists`], [`Error::Io`], and [`Error::Write`] if the disk
 /// is full.
 pub fn import(gguf: &Path, out_dir: &Path, dtype: DType, progress: &dyn Progress) -> Result<ImportReport> {
     let io = |action| move |source| Error::io(action, gguf, source);
-    let staged = StagedDirectory::create(out_dir)?;
     let file = File::open(gguf).map_err(io("open"))?;
     if file.metadata().map_err(io("open"))?.is_dir() {
         return Err(io("open")(std::io::ErrorKind::IsADirectory.into()));
@@ -72,7 +78,9 @@ pub fn import(gguf: &Path, out_dir: &Path, dtype: DType, progress: &dyn Progress
     let parsed = Gguf::parse(&map).map_err(problem)?;
     let prepared = prepare(&parsed, dtype).map_err(problem)?;
 
-    let bytes = write_tensors(&prepared.plan, &staged.path().join("model.safetensors"), dtype, progress, gguf)?;
+    let staged = StagedDirectory::create(out_dir)?;
+    let target = staged.path().join("model.safetensors");
+    let bytes = write_tensors(&prepared.plan, &target, dtype, progress, gguf).map_err(|e| staged.finally(e))?;
     let write = |name: &str, value: &Value| {
         let mut text = format!("{value:#}").into_bytes();
         text.push(b'\n');
@@ -115,6 +123,17 @@ fn prepare<'a>(gguf: &Gguf<'a>, dtype: DType) -> Result<Prepared<'a>, GgufProble
         tokenizer: tokenizer(gguf, &special, hyper.context(), plan.found.vocab)?,
         plan,
     })
+}
+
+/// Does everything an import does with the bytes of a GGUF file short of writing: reads the header, rebuilds configuration and
+/// tokenizer, converts every tensor. Tells whether a file can be imported, and is what the fuzz target runs.
+///
+/// # Errors
+/// What is wrong with the file.
+pub fn check(file: &[u8]) -> Result<(), GgufProblem> {
+    let parsed = Gguf::parse(file)?;
+    let prepared = prepare(&parsed, DType::F32)?;
+    prepared.plan.tensors.iter().try_for_each(|planned| planned.convert(DType::F32, |_| Ok::<(), GgufProblem>(())))
 }
 
 /// Either kind of failure inside the conversion of a tensor.

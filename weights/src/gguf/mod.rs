@@ -17,10 +17,11 @@ mod tensors;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests;
 mod tokenizer;
 
-pub use import::{ImportReport, import};
+pub use import::{ImportReport, check, import};
 pub use problem::{GgufProblem, GgufResult};
 pub use quants::QuantType;
 pub use reader::{Gguf, GgufTensor, Value, ValueType};

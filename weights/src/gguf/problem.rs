@@ -237,6 +237,14 @@ pub enum GgufProblem {
         /// Number of tokens.
         expected: usize,
     },
+    /// Tokens that the model has no embedding for.
+    #[error("the tokenizer has {tokens} tokens, but token_embd.weight only {rows} rows")]
+    TokensWithoutRow {
+        /// Number of tokens.
+        tokens: usize,
+        /// Rows of the embedding table.
+        rows: usize,
+    },
     /// One text for two tokens.
     #[error("token {token:?} has the two ids {first} and {second}; a token stands for one id")]
     DuplicateToken {

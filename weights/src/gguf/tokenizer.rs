@@ -140,7 +140,7 @@ pub(crate) fn tokenizer(
     };
     let tokens = gguf.strings("tokenizer.ggml.tokens")?;
     if tokens.len() > vocab {
-        return Err(GgufProblem::TokenList { key: "token_embd.weight", found: vocab, expected: tokens.len() });
+        return Err(GgufProblem::TokensWithoutRow { tokens: tokens.len(), rows: vocab });
     }
     for (key, id) in special.keys() {
         if let Some(id) = id.filter(|&id| id >= tokens.len() as u64) {
