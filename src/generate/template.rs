@@ -12,7 +12,7 @@ use std::borrow::Cow;
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Value};
-use minijinja::{Environment, Error, ErrorKind, UndefinedBehavior, escape_formatter};
+use minijinja::{Environment, Error, ErrorKind, UndefinedBehavior};
 use serde::Serialize;
 use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
 
@@ -41,10 +41,6 @@ pub(super) fn environment(source: &str) -> Result<Environment<'static>, Generate
     environment.set_undefined_behavior(UndefinedBehavior::Lenient);
     environment.set_fuel(Some(FUEL));
     environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-    environment.set_formatter(|out, state, value| match python_name(value) {
-        Some(name) => escape_formatter(out, state, &Value::from(name)),
-        None => escape_formatter(out, state, value),
-    });
     environment.add_filter("tojson", to_json);
     environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
         Err(Error::new(ErrorKind::InvalidOperation, message.clone()).with_source(Raised(message)))
@@ -53,17 +49,6 @@ pub(super) fn environment(source: &str) -> Result<Environment<'static>, Generate
         .add_template_owned(NAME, without_generation_tags(source).into_owned())
         .map_err(|error| describe(&error))?;
     Ok(environment)
-}
-
-/// Python's names where Jinja2 prints them and `minijinja` has its own.
-fn python_name(value: &Value) -> Option<&'static str> {
-    if value.is_none() {
-        return Some("None");
-    }
-    bool::try_from(value.clone())
-        .ok()
-        .filter(|_| value.kind() == minijinja::value::ValueKind::Bool)
-        .map(|truth| if truth { "True" } else { "False" })
 }
 
 /// An error of the template engine in the terms of the user.
@@ -202,6 +187,40 @@ mod tests {
             ("{% macro m(x) %}<{{ x }}>{% endmacro %}{{ m('a') }}", "<a>"),
             ("{{ 'a' if data.zzz is not defined else 'b' }}{{ data['e'] | length }}", "a0"),
             ("{{ 'A' ~ 1 }}{{ 'x' * 3 }}{{ [1, 2, 3][1:] | join('-') }}", "A1xxx2-3"),
+        ];
+        for (source, expected) in cases {
+            assert_eq!(render(source).unwrap(), expected, "{source}");
+        }
+    }
+
+    /// What templates of published models use, one feature a line. Expectations as above.
+    #[test]
+    fn features_in_use_work_as_in_jinja2() {
+        let cases = [
+            ("{% for m in [1,2,3][::-1] %}{{ m }}{% endfor %}", "321"),
+            (
+                "{{ 'x<think>\\na\\n</think>\\n\\nb'.split('</think>')[0].rstrip('\\n').split('<think>')[-1].lstrip('\\n') }}",
+                "a",
+            ),
+            (
+                "{% for m in [1,1,2] %}{{ loop.previtem is defined and loop.previtem == m }}{{ loop.nextitem }}{% endfor %}",
+                "False1True2False",
+            ),
+            ("{{ missing | default('d') }}{{ '' | default('e', true) }}", "de"),
+            (
+                "{{ [{'role':'system'},{'role':'user'}] | rejectattr('role', 'equalto', 'system') | list | length }}",
+                "1",
+            ),
+            ("{{ 'a b  c'.split() }}", "['a', 'b', 'c']"),
+            ("{{ {'a': none, 'b': true} }}", "{'a': None, 'b': True}"),
+            ("{% macro f(a, b='x') -%} {{ a }}{{ b }} {%- endmacro %}{{ f(1) }}{{ f(1, b=2) }}", "1x12"),
+            (
+                "{% set ns = namespace(a=false, l=[]) %}{% set ns.l = ns.l + [1] %}{{ ns.l | length }}{{ ns.a }}",
+                "1False",
+            ),
+            ("{{ 'x' if false }}|", "|"),
+            ("{{ \"é\"|length }}{{ 'line1\\nline2'.splitlines() | length }}{{ 'a'.join(['1','2']) }}", "121a2"),
+            ("{% set a, b = 1, 2 %}{{ a + b }}", "3"),
         ];
         for (source, expected) in cases {
             assert_eq!(render(source).unwrap(), expected, "{source}");
