@@ -81,6 +81,19 @@ fn texts_are_tokenised_alike() {
     }
 }
 
+/// Fuzzing starts from these, so they must reach every part of the import.
+#[test]
+fn the_seeds_of_the_fuzzer_are_good_files() {
+    let seeds = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/seeds/gguf");
+    let mut count = 0;
+    for seed in fs::read_dir(seeds).unwrap() {
+        let seed = seed.unwrap().path();
+        assert_eq!(gguf::check(&fs::read(&seed).unwrap()), Ok(()), "{}", seed.display());
+        count += 1;
+    }
+    assert_eq!(count, 3);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
     /// Changed bytes in a real head, which has every type of value and of tensor: an error or an import, never a panic.

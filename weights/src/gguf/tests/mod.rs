@@ -156,6 +156,13 @@ fn a_good_file() {
 }
 
 #[test]
+fn version_2_is_read_too() {
+    let mut bytes = model().build();
+    bytes[4] = 2;
+    assert_eq!(check(&bytes), Ok(()));
+}
+
+#[test]
 fn biases_of_llama_are_permuted_too() {
     let mut b = model();
     for (name, n) in [("attn_q", 8), ("attn_k", 4), ("attn_v", 4), ("attn_output", 8)] {
@@ -307,6 +314,26 @@ fn a_full_disk_leaves_nothing() {
          replaced"
     );
     assert_eq!(place.entries(), ["m.gguf", "message"]);
+}
+
+/// A caller that unwinds in the middle of an import.
+#[test]
+fn an_interrupted_import_leaves_nothing() {
+    struct Interrupt(PathBuf);
+    impl crate::Progress for Interrupt {
+        fn start(&self, _what: &str, _total_bytes: Option<u64>) {}
+        fn advance(&self, _bytes: u64) {
+            assert!(!self.0.exists(), "the directory has its name before it is whole");
+            std::panic::panic_any("interrupted");
+        }
+        fn finish(&self) {}
+    }
+    let place = Place::new(&model().build());
+    let progress = Interrupt(place.path("out"));
+    let run = || import(&place.path("m.gguf"), &place.path("out"), DType::F32, &progress);
+    let payload = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).unwrap_err();
+    assert_eq!(payload.downcast_ref(), Some(&"interrupted"));
+    assert_eq!(place.entries(), ["m.gguf"]);
 }
 
 /// Progress reports add up to the announced total.
