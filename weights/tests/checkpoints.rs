@@ -1,28 +1,21 @@
 //! Real directories: the embedded model and every parity fixture open, with the configuration and tensors they should have.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use shadowllm_weights::{Architecture, Checkpoint, DType, NormPlacement, Positions, Rope, RopeScaling};
+use shadowllm_weights::{
+    Activation, Architecture, Checkpoint, DType, ModelConfig, NormKind, NormPlacement, Positions, Rope, RopeScaling,
+};
 
 fn tiny_opt() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("embedded/tiny-opt")
 }
 
-/// Directories below the fixtures' folders that are checkpoints.
-fn fixtures() -> Vec<PathBuf> {
-    let shared = std::env::var_os("SHADOWLLM_SHARED")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared"), PathBuf::from);
-    let here = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/parity");
-    let mut found = Vec::new();
-    for folder in [shared.join("fixtures/parity"), here] {
-        for entry in std::fs::read_dir(folder).into_iter().flatten() {
-            let path = entry.unwrap().path();
-            if path.join("config.json").exists() {
-                found.push(path);
-            }
-        }
-    }
+/// Checkpoints among the entries of a folder.
+fn checkpoints(folder: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().map(|entry| entry.unwrap().path());
+    let mut found: Vec<_> = entries.filter(|path| path.join("config.json").exists()).collect();
     found.sort();
     found
 }
@@ -73,79 +66,164 @@ fn no_embedded_model() {
     );
 }
 
+/// Names and shapes of all tensors that a model of this configuration has.
+fn expected_tensors(config: &ModelConfig, prefix: &str) -> BTreeMap<String, Vec<usize>> {
+    let mut all = BTreeMap::new();
+    let mut put = |name: String, shape: &[usize]| {
+        all.insert(name, shape.to_vec());
+    };
+    let (d, q, kv) = (config.hidden, config.heads * config.head_dim, config.kv_heads * config.head_dim);
+    let opt = config.architecture == Architecture::Opt;
+    let attention =
+        [("q_proj", q, d, config.bias.qkv), ("k_proj", kv, d, config.bias.qkv), ("v_proj", kv, d, config.bias.qkv)];
+    let out = (if opt { "out_proj" } else { "o_proj" }, d, q, config.bias.out);
+    let ffn: &[(&str, usize, usize)] = if config.gated {
+        &[("mlp.gate_proj", config.ffn, d), ("mlp.up_proj", config.ffn, d), ("mlp.down_proj", d, config.ffn)]
+    } else {
+        &[("fc1", config.ffn, d), ("fc2", d, config.ffn)]
+    };
+    let norms = if opt {
+        ["self_attn_layer_norm", "final_layer_norm"]
+    } else {
+        ["input_layernorm", "post_attention_layernorm"]
+    };
+    let (norm_weight, norm_bias) = match config.norm {
+        NormKind::LayerNorm { affine } => (affine, affine),
+        NormKind::RmsNorm => (true, false),
+    };
+    let norm = |put: &mut dyn FnMut(String, &[usize]), name: String| {
+        if norm_weight {
+            put(format!("{name}.weight"), &[d]);
+        }
+        if norm_bias {
+            put(format!("{name}.bias"), &[d]);
+        }
+    };
+    for layer in 0..config.layers {
+        let at = format!("{prefix}layers.{layer}.");
+        for (name, rows, columns, bias) in attention.into_iter().chain([out]) {
+            put(format!("{at}self_attn.{name}.weight"), &[rows, columns]);
+            if bias {
+                put(format!("{at}self_attn.{name}.bias"), &[rows]);
+            }
+        }
+        for &(name, rows, columns) in ffn {
+            put(format!("{at}{name}.weight"), &[rows, columns]);
+            if config.bias.ffn {
+                put(format!("{at}{name}.bias"), &[rows]);
+            }
+        }
+        for name in norms {
+            norm(&mut put, format!("{at}{name}"));
+        }
+    }
+    put(format!("{prefix}embed_tokens.weight"), &[config.vocab, config.embed_dim]);
+    if let Positions::Learned { offset } = config.positions {
+        put(format!("{prefix}embed_positions.weight"), &[config.max_positions + offset, d]);
+    }
+    if config.embed_dim != d {
+        put(format!("{prefix}project_in.weight"), &[d, config.embed_dim]);
+        put(format!("{prefix}project_out.weight"), &[config.embed_dim, d]);
+    }
+    if config.final_norm {
+        norm(&mut put, format!("{prefix}{}", if opt { "final_layer_norm" } else { "norm" }));
+    }
+    if !config.tied {
+        put("lm_head.weight".to_owned(), &[config.vocab, config.embed_dim]);
+    }
+    all
+}
+
+/// What a configuration says that no tensor's shape shows.
+fn check_computation(name: &str, config: &ModelConfig) {
+    let rope = |theta: f32, scaling| Positions::Rope(Rope { theta, scaling });
+    let linear = RopeScaling::Linear { factor: 4.0 };
+    let llama3 =
+        RopeScaling::Llama3 { factor: 8.0, low_freq_factor: 1.0, high_freq_factor: 4.0, original_max_positions: 32 };
+    let positions = match name {
+        _ if name.starts_with("opt") => Positions::Learned { offset: 2 },
+        "llama-gqa-tied" => rope(100_000.0, RopeScaling::None),
+        "qwen2-tied" => rope(1_000_000.0, RopeScaling::None),
+        "llama-rope-linear" | "llama-rope-linear-type" => rope(10_000.0, linear),
+        "llama3-rope" => rope(500_000.0, llama3),
+        "llama3-rope-type" => rope(10_000.0, llama3),
+        _ => rope(10_000.0, RopeScaling::None),
+    };
+    assert_eq!(config.positions, positions, "{name}");
+    let windows: &[Option<usize>] = match name {
+        "mistral-swa8" => &[Some(8), Some(8), Some(8)],
+        "qwen2-swa" => &[None, None, Some(5)],
+        "qwen2-layer-types" => &[Some(5), None, Some(5)],
+        _ => &[None; 3],
+    };
+    assert_eq!(config.windows, windows[..config.layers], "{name}");
+    let activation = match name {
+        "llama-relu" => Activation::Relu,
+        "llama-gelu-tanh" | "opt-gelu-new" => Activation::GeluTanh,
+        "opt-nobias-gelu" => Activation::Gelu,
+        _ if name.starts_with("opt") => Activation::Relu,
+        _ => Activation::Silu,
+    };
+    assert_eq!(config.activation, activation, "{name}");
+    let placement = if name == "opt-350m-post" { NormPlacement::Post } else { NormPlacement::Pre };
+    let eps = match name {
+        "llama-gelu-tanh" | "llama-rope-linear-type" | "llama3-rope-type" | "qwen2-layer-types" | "qwen2-swa" => 0.03,
+        _ => 1e-5,
+    };
+    assert_eq!((config.norm_placement, config.norm_eps), (placement, eps), "{name}");
+    assert_eq!((config.bos, config.eos.as_slice(), config.pad), (Some(2), &[3][..], Some(1)), "{name}");
+}
+
+fn check_fixture(dir: &Path) {
+    let name = dir.file_name().unwrap().to_str().unwrap();
+    let checkpoint = Checkpoint::open(dir).unwrap();
+    let config = checkpoint.config();
+    let family = match name.split('-').next().unwrap() {
+        "opt" => Architecture::Opt,
+        "mistral" => Architecture::Mistral,
+        "qwen2" => Architecture::Qwen2,
+        _ => Architecture::Llama,
+    };
+    assert_eq!(config.architecture, family, "{name}");
+    check_computation(name, config);
+    let prefix = match name {
+        "opt-pre-noprefix" => "decoder.",
+        _ if family == Architecture::Opt => "model.decoder.",
+        _ => "model.",
+    };
+    let dtype = match name.rsplit('-').next().unwrap() {
+        "bf16" => DType::BF16,
+        "f16" => DType::F16,
+        _ => DType::F32,
+    };
+    assert_eq!(config.dtype, Some(dtype), "{name}");
+    let mut found = BTreeMap::new();
+    for tensor_name in checkpoint.names() {
+        let tensor = checkpoint.tensor(tensor_name).unwrap();
+        assert_eq!(tensor.dtype(), dtype, "{name} {tensor_name}");
+        assert!(tensor.to_f32().iter().all(|v| v.is_finite()), "{name} {tensor_name}");
+        found.insert(tensor_name.to_owned(), tensor.shape().to_vec());
+    }
+    assert_eq!(found, expected_tensors(config, prefix), "{name}");
+}
+
 #[test]
 fn parity_fixtures() {
-    let fixtures = fixtures();
-    if fixtures.is_empty() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/parity");
+    let found = checkpoints(&folder);
+    assert!(found.len() >= 22, "only {} fixtures in {}", found.len(), folder.display());
+    found.iter().for_each(|dir| check_fixture(dir));
+}
+
+#[test]
+fn shared_parity_fixtures() {
+    let shared = std::env::var_os("SHADOWLLM_SHARED")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared"), PathBuf::from);
+    let found = checkpoints(&shared.join("fixtures/parity"));
+    if found.is_empty() {
         println!("skipped: ../shared is not there");
     }
-    for dir in fixtures {
-        let name = dir.file_name().unwrap().to_str().unwrap().to_owned();
-        let checkpoint = Checkpoint::open(&dir).unwrap();
-        let config = checkpoint.config();
-        let family = match name.split('-').next().unwrap() {
-            "opt" => Architecture::Opt,
-            "mistral" => Architecture::Mistral,
-            "qwen2" => Architecture::Qwen2,
-            _ => Architecture::Llama,
-        };
-        assert_eq!(config.architecture, family, "{name}");
-        assert_eq!((config.layers, config.heads, config.hidden, config.vocab), (3, 4, 48, 131), "{name}");
-        assert_eq!((config.bos, config.eos.as_slice(), config.pad), (Some(2), &[3][..], Some(1)), "{name}");
-        assert_eq!(config.head_dim, if name == "llama-mqa-headdim" { 16 } else { 12 }, "{name}");
-        let kv_heads = match name.as_str() {
-            "llama-mqa-headdim" => 1,
-            n if n.contains("gqa") || family == Architecture::Mistral || family == Architecture::Qwen2 => 2,
-            "llama-relu" | "llama3-rope" => 2,
-            _ => 4,
-        };
-        assert_eq!(config.kv_heads, kv_heads, "{name}");
-        let window = (name == "mistral-swa8").then_some(8);
-        assert_eq!(config.windows, [window; 3], "{name}");
-        let post = name == "opt-350m-post";
-        assert_eq!(config.norm_placement == NormPlacement::Post, post, "{name}");
-        assert_eq!(config.final_norm, !post, "{name}");
-        let projected = post || name == "opt-proj-pre";
-        assert_eq!(config.embed_dim, if projected { 24 } else { 48 }, "{name}");
-        let rope = match name.as_str() {
-            "llama-gqa-tied" => Rope { theta: 100_000.0, scaling: RopeScaling::None },
-            "qwen2-tied" => Rope { theta: 1_000_000.0, scaling: RopeScaling::None },
-            "llama-rope-linear" => Rope { theta: 10_000.0, scaling: RopeScaling::Linear { factor: 4.0 } },
-            "llama3-rope" => Rope {
-                theta: 500_000.0,
-                scaling: RopeScaling::Llama3 {
-                    factor: 8.0,
-                    low_freq_factor: 1.0,
-                    high_freq_factor: 4.0,
-                    original_max_positions: 32,
-                },
-            },
-            _ => Rope { theta: 10_000.0, scaling: RopeScaling::None },
-        };
-        let positions =
-            if family == Architecture::Opt { Positions::Learned { offset: 2 } } else { Positions::Rope(rope) };
-        assert_eq!(config.positions, positions, "{name}");
-        assert_eq!(
-            config.tied,
-            name.ends_with("tied") && !name.contains("untied")
-                || family == Architecture::Opt && !name.contains("untied"),
-            "{name}"
-        );
-        let dtype = match name.rsplit('-').next().unwrap() {
-            "bf16" => DType::BF16,
-            "f16" => DType::F16,
-            _ => DType::F32,
-        };
-        assert_eq!(config.dtype, Some(dtype), "{name}");
-        let table = match name.as_str() {
-            "opt-pre-noprefix" => "decoder.embed_tokens.weight",
-            n if n.starts_with("opt") => "model.decoder.embed_tokens.weight",
-            _ => "model.embed_tokens.weight",
-        };
-        let table = checkpoint.tensor_with_shape(table, &[131, config.embed_dim]).unwrap();
-        assert_eq!(table.dtype(), dtype, "{name}");
-        assert!(table.to_f32().iter().all(|v| v.is_finite()), "{name}");
-    }
+    found.iter().for_each(|dir| check_fixture(dir));
 }
 
 /// A file as large as OPT-1.3B opens at once: only its header is read. The file has no data on disk, only a length.

@@ -361,13 +361,16 @@ fn progress_adds_up() {
 }
 
 #[test]
-fn two_at_once_download_once() {
+fn several_at_once_download_once() {
     let server = Server::start(hub());
-    let cache = tempfile::tempdir().unwrap();
-    std::thread::scope(|scope| {
-        for _ in 0..2 {
-            scope.spawn(|| assert!(Checkpoint::open(&get(&server, cache.path()).unwrap()).is_ok()));
-        }
-    });
-    assert_eq!(server.downloads("model.safetensors"), [None]);
+    for _ in 0..10 {
+        let cache = tempfile::tempdir().unwrap();
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| assert!(Checkpoint::open(&get(&server, cache.path()).unwrap()).is_ok()));
+            }
+        });
+        assert_eq!(server.downloads("model.safetensors"), [None]);
+        server.requests();
+    }
 }

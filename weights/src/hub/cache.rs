@@ -142,7 +142,7 @@ impl RepoCache {
         self.layout.create_ref(commit).map_err(io_error("write", &self.folder.join("refs").join(&self.revision)))
     }
 
-    /// Makes `name` of a commit's snapshot a link to a blob.
+    /// Makes `name` of a commit's snapshot a link to a blob. The caller holds the blob's lock.
     pub(super) fn link(&self, commit: &str, name: &str, etag: &str) -> Result<PathBuf> {
         let path = self.snapshot(commit).join(name);
         if path.exists() {

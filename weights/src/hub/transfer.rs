@@ -37,19 +37,17 @@ pub(super) fn obtain(
     let url = client.file_url(repo, commit, name);
     let metadata = client.metadata(repo, &url)?;
     let blob = cache.blob(&metadata.etag);
+    make_parent(&blob)?;
+    let lock_path = cache.lock(&metadata.etag);
+    make_parent(&lock_path)?;
+    let lock = File::create(&lock_path).map_err(io_error("create", &lock_path))?;
+    wait_for(&lock, &lock_path, name, progress)?;
+    // Whoever held the lock may have finished the file.
     if !blob.exists() {
-        make_parent(&blob)?;
-        let lock_path = cache.lock(&metadata.etag);
-        make_parent(&lock_path)?;
-        let lock = File::create(&lock_path).map_err(io_error("create", &lock_path))?;
-        wait_for(&lock, &lock_path, name, progress)?;
-        // Whoever held the lock may have finished the file.
-        if !blob.exists() {
-            let part = cache.blob(&format!("{}.part", metadata.etag));
-            let download = Download { repo, client, name, url: &url, part: &part, size: metadata.size, progress };
-            download.run()?;
-            fs::rename(&part, &blob).map_err(io_error("rename", &part))?;
-        }
+        let part = cache.blob(&format!("{}.part", metadata.etag));
+        let download = Download { repo, client, name, url: &url, part: &part, size: metadata.size, progress };
+        download.run()?;
+        fs::rename(&part, &blob).map_err(io_error("rename", &part))?;
     }
     cache.link(commit, name, &metadata.etag)
 }
