@@ -24,53 +24,55 @@ impl<W: Element> Kernel for Rows<'_, W> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Linear { t, .. } = self.linear;
+        let t = self.linear.t;
         let wide = S::REGISTERS >= 32;
         if t == 1 {
-            // Alone, rows are streamed from end to end.
-            return self.tile_columns::<S, 4, 1>(s, self.range.clone(), 0);
+            return self.rows::<S, 8, 1, 0>(s, self.range.clone(), 0);
         }
-        // Otherwise in groups that stay in the first-level cache while all rows of x pass.
-        let group = if wide { 4 } else { 2 };
-        let mut n = self.range.start;
-        while n < self.range.end {
-            let rows = n..self.range.end.min(n + group);
-            let mut first = 0;
-            while first < t {
-                let rest = t - first;
-                match (wide, rest) {
-                    (true, 1) => self.tile_columns::<S, 4, 1>(s, rows.clone(), first),
-                    (true, 2) => self.tile_columns::<S, 4, 2>(s, rows.clone(), first),
-                    (true, 3) => self.tile_columns::<S, 4, 3>(s, rows.clone(), first),
-                    (true, _) => self.tile_columns::<S, 4, 4>(s, rows.clone(), first),
-                    (false, 1) => self.tile_columns::<S, 2, 1>(s, rows.clone(), first),
-                    (false, 2) => self.tile_columns::<S, 2, 2>(s, rows.clone(), first),
-                    (false, 3) => self.tile_columns::<S, 2, 3>(s, rows.clone(), first),
-                    (false, _) => self.tile_columns::<S, 2, 4>(s, rows.clone(), first),
-                }
-                first += rest.min(4);
+        // In groups that stay in the first-level cache while all rows of x pass.
+        for start in self.range.clone().step_by(4) {
+            let rows = start..self.range.end.min(start + 4);
+            match (wide, t) {
+                (true, 2) => self.rows::<S, 4, 2, 4>(s, rows.clone(), 0),
+                (true, 3) => self.rows::<S, 4, 3, 4>(s, rows.clone(), 0),
+                (true, _) => self.rows::<S, 4, 4, 4>(s, rows.clone(), 0),
+                (false, 2) => self.rows::<S, 2, 2, 4>(s, rows.clone(), 0),
+                (false, 3) => self.rows::<S, 2, 3, 4>(s, rows.clone(), 0),
+                (false, _) => self.rows::<S, 2, 4, 4>(s, rows.clone(), 0),
             }
-            n = rows.end;
+            for first in (4..t).step_by(4) {
+                match (wide, t - first) {
+                    (true, 1) => self.rows::<S, 4, 1, 0>(s, rows.clone(), first),
+                    (true, 2) => self.rows::<S, 4, 2, 0>(s, rows.clone(), first),
+                    (true, 3) => self.rows::<S, 4, 3, 0>(s, rows.clone(), first),
+                    (true, _) => self.rows::<S, 4, 4, 0>(s, rows.clone(), first),
+                    (false, 1) => self.rows::<S, 2, 1, 0>(s, rows.clone(), first),
+                    (false, 2) => self.rows::<S, 2, 2, 0>(s, rows.clone(), first),
+                    (false, 3) => self.rows::<S, 2, 3, 0>(s, rows.clone(), first),
+                    (false, _) => self.rows::<S, 2, 4, 0>(s, rows.clone(), first),
+                }
+            }
         }
     }
 }
 
 impl<W: Element> Rows<'_, W> {
-    /// Weight rows `rows` against x rows `first .. first + T`, `R` weight rows at a time.
+    /// Weight rows `rows` against x rows `first .. first + T`, `R` weight rows at a time; the weights `AHEAD` rows further are
+    /// asked for (0: none).
     #[inline(always)]
-    fn tile_columns<S: Simd, const R: usize, const T: usize>(&self, s: S, rows: Range<usize>, first: usize) {
+    fn rows<S: Simd, const R: usize, const T: usize, const AHEAD: usize>(&self, s: S, rows: Range<usize>, first: usize) {
         let mut n = rows.start;
         while n + R <= rows.end {
-            self.tile::<S, R, T>(s, n, first);
+            self.tile::<S, R, T, AHEAD>(s, n, first);
             n += R;
         }
         for n in n..rows.end {
-            self.tile::<S, 1, T>(s, n, first);
+            self.tile::<S, 1, T, AHEAD>(s, n, first);
         }
     }
 
     #[inline(always)]
-    fn tile<S: Simd, const R: usize, const T: usize>(&self, s: S, n: usize, first: usize) {
+    fn tile<S: Simd, const R: usize, const T: usize, const AHEAD: usize>(&self, s: S, n: usize, first: usize) {
         let Linear { w, bias, x, k, n: width, .. } = self.linear;
         let w = w[n * k..(n + R) * k].as_ptr();
         let x = x[first * k..(first + T) * k].as_ptr();
@@ -83,6 +85,9 @@ impl<W: Element> Rows<'_, W> {
                 let xs: [S::V; T] = std::array::from_fn(|t| s.load(x.add(t * k + i)));
                 for r in 0..R {
                     let wv = W::load(s, w.add(r * k + i));
+                    if AHEAD > 0 {
+                        s.prefetch(w.wrapping_add((AHEAD + r) * k + i));
+                    }
                     for t in 0..T {
                         acc[r][t] = s.fma(wv, xs[t], acc[r][t]);
                     }

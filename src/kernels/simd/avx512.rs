@@ -165,7 +165,7 @@ macro_rules! simd_avx512 {
             #[inline(always)]
             fn prefetch<T>(self, p: *const T) {
                 // SAFETY: a prefetch never faults.
-                unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+                unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
             }
 
             #[inline(always)]

@@ -106,7 +106,7 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// Largest lane, in the order of [`Simd::sum`]; if a lane is NaN the result may be any lane.
     fn max_lane(self, v: Self::V) -> f32;
 
-    /// Asks for the cache line at `p`. Any address is allowed.
+    /// Asks for the cache line at `p` to be brought into the second-level cache. Any address is allowed.
     fn prefetch<T>(self, p: *const T);
 
     /// Transposes an 8x8 block: `dst[c * dst_stride + r] = src[r * src_stride + c]`.
