@@ -70,6 +70,11 @@ impl Console {
         Ok((read > 0).then(|| line.trim_end_matches(['\n', '\r']).to_owned()))
     }
 
+    /// A bar for work that is counted in bytes.
+    pub(super) fn bytes_progress(&self) -> BytesProgress {
+        BytesProgress { bar: RefCell::new(None), interrupted: Arc::clone(&self.interrupted) }
+    }
+
     /// A bar over `total` units on standard error; invisible if that is no terminal.
     pub(super) fn bar(&self, total: u64, template: &'static str) -> ProgressBar {
         let bar = ProgressBar::new(total);
@@ -95,10 +100,10 @@ pub(super) fn read_text(path: &Path) -> Result<String> {
     std::fs::read_to_string(path).map_err(|source| Error::Io { action: "read", path: path.to_owned(), source })
 }
 
-/// Shows downloads and imports as a bar.
-#[derive(Default)]
+/// Shows downloads and imports as a bar; Ctrl-C ends them.
 pub(super) struct BytesProgress {
     bar: RefCell<Option<ProgressBar>>,
+    interrupted: Arc<AtomicBool>,
 }
 
 const BYTES: &str = "{msg:30!} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} {eta}";
@@ -125,5 +130,9 @@ impl Progress for BytesProgress {
         if let Some(bar) = self.bar.take() {
             bar.finish();
         }
+    }
+
+    fn go_on(&self) -> bool {
+        !self.interrupted.load(Ordering::Relaxed)
     }
 }

@@ -72,7 +72,7 @@ const BAR: &str = "windows [{bar:30}] {pos}/{len}, {eta} left, perplexity {msg}"
 
 impl PerplexityCommand {
     fn run(self, console: &mut Console) -> Result<()> {
-        let engine = self.model.engine()?;
+        let engine = self.model.engine(console)?;
         let tokens = match (&self.ids, &self.text) {
             (Some(ids), _) => ids.clone(),
             (None, Some(path)) => engine.tokenizer()?.encode(&read_text(path)?, false)?,

@@ -101,7 +101,7 @@ struct Report<'a> {
 
 impl Generate {
     pub(super) fn run(self, console: &mut Console) -> Result<()> {
-        let engine = self.model.engine()?;
+        let engine = self.model.engine(console)?;
         let prompt = self.prompt_tokens(&engine)?;
         let mut session = engine.session(SessionOptions { context: self.context })?;
         let options = CompletionOptions {

@@ -3,10 +3,9 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use serde::Serialize;
 use shadowllm_weights::{DType, gguf};
 
-use super::console::{BytesProgress, Console};
+use super::console::Console;
 use crate::Result;
 
 /// Convert a GGUF file to a Hugging Face directory: weights, configuration, tokenizer.
@@ -29,32 +28,11 @@ pub(super) struct Import {
     json: bool,
 }
 
-/// What `import --json` prints.
-#[derive(Debug, Serialize)]
-struct Report<'a> {
-    /// Directory written.
-    directory: &'a PathBuf,
-    /// Architecture of the model.
-    architecture: String,
-    /// Tensors written.
-    tensors: usize,
-    /// Weights written.
-    parameters: u64,
-    /// Type of the weights.
-    dtype: &'static str,
-}
-
 impl Import {
     pub(super) fn run(self, console: &mut Console) -> Result<()> {
-        let done = gguf::import(&self.gguf, &self.dir, self.dtype, &BytesProgress::default())?;
+        let done = gguf::import(&self.gguf, &self.dir, self.dtype, &console.bytes_progress())?;
         if self.json {
-            return console.json(&Report {
-                directory: &self.dir,
-                architecture: done.architecture,
-                tensors: done.tensors,
-                parameters: done.parameters,
-                dtype: self.dtype.name(),
-            });
+            return console.json(&done);
         }
         console.line(&format!(
             "{}: {} model, {} tensors, {:.1} M parameters, {}",

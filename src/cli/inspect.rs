@@ -100,7 +100,7 @@ struct TensorReport {
 
 impl Inspect {
     pub(super) fn run(self, console: &mut Console) -> Result<()> {
-        let checkpoint = self.model.checkpoint()?;
+        let checkpoint = self.model.checkpoint(console)?;
         let engine = Engine::load(&checkpoint, EngineOptions { cpu: self.model.cpu.options() })?;
         let report = self.report(&checkpoint, &engine);
         if self.json { console.json(&report) } else { report.print(console) }

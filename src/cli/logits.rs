@@ -51,7 +51,7 @@ struct Report<'a> {
 
 impl Logits {
     pub(super) fn run(self, console: &mut Console) -> Result<()> {
-        let engine = self.model.engine()?;
+        let engine = self.model.engine(console)?;
         let ids = match (&self.ids, &self.text) {
             (Some(ids), _) => ids.clone(),
             (None, Some(text)) => engine.tokenizer()?.encode(text, true)?,

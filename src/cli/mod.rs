@@ -62,7 +62,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     match dispatch(cli, &mut console) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if console::is_closed_pipe(&error) => ExitCode::SUCCESS,
-        Err(Error::Interrupted) => {
+        Err(Error::Interrupted | Error::Weights(shadowllm_weights::Error::Interrupted)) => {
             console.note("interrupted");
             ExitCode::from(EXIT_INTERRUPTED)
         }

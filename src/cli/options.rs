@@ -5,7 +5,7 @@ use std::num::NonZeroUsize;
 use clap::Args;
 use shadowllm_weights::{Checkpoint, ModelSource};
 
-use super::console::BytesProgress;
+use super::console::Console;
 use crate::Result;
 use crate::generate::{Engine, EngineOptions, SamplerOptions};
 use crate::kernels::{Compute, CpuOptions, IsaName};
@@ -55,13 +55,13 @@ impl CpuArgs {
 
 impl ModelArgs {
     /// Finds the checkpoint, downloading it if need be.
-    pub(super) fn checkpoint(&self) -> Result<Checkpoint> {
-        Ok(ModelSource::parse(&self.model)?.open(&BytesProgress::default())?)
+    pub(super) fn checkpoint(&self, console: &Console) -> Result<Checkpoint> {
+        Ok(ModelSource::parse(&self.model)?.open(&console.bytes_progress())?)
     }
 
     /// Loads the model.
-    pub(super) fn engine(&self) -> Result<Engine> {
-        Engine::load(&self.checkpoint()?, EngineOptions { cpu: self.cpu.options() })
+    pub(super) fn engine(&self, console: &Console) -> Result<Engine> {
+        Engine::load(&self.checkpoint(console)?, EngineOptions { cpu: self.cpu.options() })
     }
 }
 

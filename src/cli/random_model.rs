@@ -6,7 +6,7 @@ use clap::Args;
 use serde::Serialize;
 use shadowllm_weights::DType;
 
-use super::console::{BytesProgress, Console};
+use super::console::Console;
 use crate::Result;
 use crate::model::random::{Shape, write_random};
 
@@ -49,7 +49,7 @@ struct Report<'a> {
 
 impl RandomModel {
     pub(super) fn run(self, console: &mut Console) -> Result<()> {
-        let parameters = write_random(&self.dir, self.shape, self.dtype, self.seed, &BytesProgress::default())?;
+        let parameters = write_random(&self.dir, self.shape, self.dtype, self.seed, &console.bytes_progress())?;
         let (directory, shape, dtype) = (&self.dir, self.shape.name(), self.dtype.name());
         if self.json {
             return console.json(&Report { directory, shape, parameters, dtype });

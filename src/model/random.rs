@@ -191,6 +191,7 @@ const BLOCK: usize = 1 << 20;
 ///
 /// # Errors
 /// [`Error::Weights`] if the directory is not empty or cannot be written; nothing is left behind then.
+/// [`Error::Interrupted`] if `progress` says so.
 pub fn write_random(dir: &Path, shape: Shape, dtype: DType, seed: u64, progress: &dyn Progress) -> Result<u64> {
     let config = serde_json::to_vec_pretty(&shape.config_json(dtype)).unwrap_or_default();
     let parsed = ModelConfig::from_json(&config)?;
@@ -216,6 +217,9 @@ pub fn write_random(dir: &Path, shape: Shape, dtype: DType, seed: u64, progress:
             }
             file.append(&spec.name, &bytes).map_err(|e| staged.finally(e))?;
             progress.advance(bytes.len() as u64);
+            if !progress.go_on() {
+                return Err(Error::Interrupted);
+            }
             left -= now;
         }
     }

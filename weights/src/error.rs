@@ -269,6 +269,9 @@ pub enum Error {
     /// The embedded model was asked of a build that has none.
     #[error("this build has no embedded model; rebuild with the feature `embedded-model`, or name a model directory")]
     NoEmbeddedModel,
+    /// [`Progress::go_on`](crate::Progress::go_on) said no.
+    #[error("interrupted")]
+    Interrupted,
     /// A model was asked for by name of a build that cannot look names up.
     #[error("this build cannot find {name} by name; rebuild with the feature `hub`, or name a model directory")]
     NoHub {

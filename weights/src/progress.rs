@@ -11,6 +11,12 @@ pub trait Progress {
     fn advance(&self, bytes: u64);
     /// The phase ended.
     fn finish(&self);
+    /// Whether to go on; asked after every `advance`. When it says no, the work ends with
+    /// [`Error::Interrupted`](crate::Error::Interrupted) and leaves what an error leaves: nothing half-made, and of a
+    /// download what has arrived, to go on from.
+    fn go_on(&self) -> bool {
+        true
+    }
 }
 
 /// Reports nothing.

@@ -60,7 +60,12 @@ impl<W: Element> Rows<'_, W> {
     /// Weight rows `rows` against x rows `first .. first + T`, `R` weight rows at a time; the weights `AHEAD` rows further are
     /// asked for (0: none).
     #[inline(always)]
-    fn rows<S: Simd, const R: usize, const T: usize, const AHEAD: usize>(&self, s: S, rows: Range<usize>, first: usize) {
+    fn rows<S: Simd, const R: usize, const T: usize, const AHEAD: usize>(
+        &self,
+        s: S,
+        rows: Range<usize>,
+        first: usize,
+    ) {
         let mut n = rows.start;
         while n + R <= rows.end {
             self.tile::<S, R, T, AHEAD>(s, n, first);

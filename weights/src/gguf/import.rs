@@ -160,7 +160,7 @@ fn write_tensors(plan: &Plan, path: &Path, dtype: DType, progress: &dyn Progress
         planned.convert(dtype, |bytes| {
             writer.append(&planned.name, bytes).map_err(Failure::Target)?;
             progress.advance(bytes.len() as u64);
-            Ok(())
+            if progress.go_on() { Ok(()) } else { Err(Failure::Target(Error::Interrupted)) }
         })
     });
     progress.finish();

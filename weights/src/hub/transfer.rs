@@ -156,6 +156,9 @@ impl Download<'_> {
             file.write_all(&chunk[..n]).map_err(io_error("write", self.part))?;
             *have += n as u64;
             self.progress.advance(n as u64);
+            if !self.progress.go_on() {
+                return Err(Error::Interrupted);
+            }
         }
         Ok(Ok(()))
     }
