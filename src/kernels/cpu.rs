@@ -143,6 +143,11 @@ impl Cpu {
         }
     }
 
+    /// Whether the processor multiplies pairs of `bf16`.
+    pub(crate) fn has_bf16(&self) -> bool {
+        self.shared.isa.has_bf16()
+    }
+
     /// Calls `f` once on every thread, all at the same time.
     pub(crate) fn each_thread(&self, f: &(impl Fn() + Sync)) {
         match &self.shared.pool {

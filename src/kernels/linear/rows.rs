@@ -82,7 +82,10 @@ impl<W: Element> Rows<'_, W> {
         while i < whole {
             // SAFETY: `i + LANES <= k`, inside each of the R and T rows sliced above.
             unsafe {
-                let xs: [S::V; T] = std::array::from_fn(|t| s.load(x.add(t * k + i)));
+                let mut xs = [s.zero(); T];
+                for t in 0..T {
+                    xs[t] = s.load(x.add(t * k + i));
+                }
                 for r in 0..R {
                     let wv = W::load(s, w.add(r * k + i));
                     if AHEAD > 0 {
@@ -98,7 +101,10 @@ impl<W: Element> Rows<'_, W> {
         if whole < k {
             // SAFETY: `k - whole` values are left in each row.
             unsafe {
-                let xs: [S::V; T] = std::array::from_fn(|t| s.load_part(x.add(t * k + whole), k - whole));
+                let mut xs = [s.zero(); T];
+                for t in 0..T {
+                    xs[t] = s.load_part(x.add(t * k + whole), k - whole);
+                }
                 for r in 0..R {
                     let wv = W::load_part(s, w.add(r * k + whole), k - whole);
                     for t in 0..T {
