@@ -9,7 +9,8 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use shadowllm::kernels::{
-    AttentionShape, Compute, Cpu, CpuOptions, attention, attention_bytes, linear, linear_bytes, peak_flops, read_bandwidth,
+    AttentionShape, Compute, Cpu, CpuOptions, attention, attention_bytes, linear, linear_bytes, peak_flops,
+    read_bandwidth,
 };
 use shadowllm::tensor::Matrix;
 use shadowllm_weights::{DType, TensorData};
@@ -130,7 +131,8 @@ fn attention_rows(cpu: &Cpu, machine: &Machine) {
         let mut out = vec![0.0; capacity * row];
         let label = |t| format!("attention {heads}/{kv_heads} x {head_dim}, context 1024, {t} rows");
         if wanted(&label(1)) {
-            let caches: Vec<_> = (0..(200usize << 20).div_ceil(8 * size)).map(|_| (values(size), values(size))).collect();
+            let caches: Vec<_> =
+                (0..(200usize << 20).div_ceil(8 * size)).map(|_| (values(size), values(size))).collect();
             let pass = || {
                 for (k, v) in &caches {
                     attention(cpu, &shape, black_box(&q[..row]), k, v, capacity, capacity - 1, &mut out[..row]);

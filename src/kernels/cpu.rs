@@ -103,6 +103,17 @@ impl Cpu {
         self.shared.compute
     }
 
+    /// What runs for which operation, as `(operation, kernel)`. Kernel names are `{isa}-{number formats}-{variant}`.
+    pub fn kernel_names(&self) -> Vec<(String, String)> {
+        let mut names = super::linear::names(self);
+        names.extend(super::attention::names(self));
+        let isa = self.isa();
+        for operation in ["norm", "rope", "activation", "softmax"] {
+            names.push((operation.to_owned(), format!("{isa}-f32-{operation}")));
+        }
+        names
+    }
+
     /// Runs `f` on one of the pool's threads. Kernels work outside of it, too, but each then pays for waking a thread; a
     /// whole token inside one `install` pays once.
     pub fn install<R: Send>(&self, f: impl FnOnce() -> R + Send) -> R {
@@ -284,7 +295,9 @@ mod tests {
     fn split_covers_every_item_once() {
         for threads in [1, 2, 3] {
             let cpu = Cpu::new(&CpuOptions { threads: Some(threads), ..CpuOptions::default() }).unwrap();
-            for (items, align, bytes) in [(0, 1, 1), (1, 4, 1 << 20), (7, 4, 1 << 20), (1000, 6, 1 << 16), (999, 16, 10)] {
+            for (items, align, bytes) in
+                [(0, 1, 1), (1, 4, 1 << 20), (7, 4, 1 << 20), (1000, 6, 1 << 16), (999, 16, 10)]
+            {
                 let seen: Vec<AtomicUsize> = (0..items).map(|_| AtomicUsize::new(0)).collect();
                 cpu.split(items, align, bytes, &|range| {
                     assert!(range.start.is_multiple_of(align));
@@ -306,6 +319,30 @@ mod tests {
         assert_eq!((small.as_ptr(), small.len()), (first, 10));
         let other = cpu.scratch(10);
         assert_ne!(small.as_ptr(), other.as_ptr());
+    }
+
+    #[test]
+    fn names_say_what_runs() {
+        let options = CpuOptions { isa: Some(IsaName::Portable), threads: Some(1), compute: Compute::F32 };
+        let names = Cpu::new(&options).unwrap().kernel_names();
+        let name = |operation: &str| names.iter().find(|(o, _)| o == operation).map(|(_, name)| name.as_str());
+        assert_eq!(name("linear bf16, 1 row"), Some("portable-bf16xf32-rows8x1"));
+        assert_eq!(name("linear f16, 48 rows or more"), Some("portable-f16xf32-tile6x16"));
+        assert_eq!(name("attention, 1 row"), Some("portable-f32-pieces256"));
+        let rounded = Cpu::new(&CpuOptions { compute: Compute::Bf16, ..options }).unwrap().kernel_names();
+        assert!(rounded.contains(&("linear f32, 32 rows or more".into(), "portable-bf16xbf16-tile6x16".into())));
+    }
+
+    #[test]
+    fn a_missing_instruction_set_is_named() {
+        let e = KernelError::IsaUnavailable { asked: IsaName::Avx512, available: "portable, avx2".into() };
+        let text =
+            "instruction set avx512 was asked for, but this processor only has: portable, avx2; choose one of these";
+        assert_eq!(e.to_string(), text);
+        if Isa::new(IsaName::Avx512).is_none() {
+            let options = CpuOptions { isa: Some(IsaName::Avx512), ..CpuOptions::default() };
+            assert!(matches!(Cpu::new(&options), Err(KernelError::IsaUnavailable { .. })));
+        }
     }
 
     #[test]

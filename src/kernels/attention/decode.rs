@@ -11,7 +11,7 @@ use crate::kernels::isa::Kernel;
 use crate::kernels::simd::{Simd, math};
 
 /// Positions of one piece.
-const PIECE: usize = 256;
+pub(super) const PIECE: usize = 256;
 /// Query heads that go over a piece together.
 const HEADS: usize = 4;
 /// Positions by which keys are asked for in advance.

@@ -31,7 +31,10 @@ pub(super) fn attention(operands: Operands<'_>) -> Vec<(f64, f64)> {
                 let column = || v.iter().skip(c).step_by(d).map(|&v| f64::from(v));
                 let value = column().zip(&weights).map(|(v, w)| v * w).sum::<f64>() / sum;
                 let most = column().map(f64::abs).fold(0.0, f64::max);
-                out.push((value, eps * most * (16.0 + 2.0 * (d as f64 / 4.0 + 8.0) * size + k.len() as f64 / d as f64 / 8.0)));
+                out.push((
+                    value,
+                    eps * most * (16.0 + 2.0 * (d as f64 / 4.0 + 8.0) * size + k.len() as f64 / d as f64 / 8.0),
+                ));
             }
         }
     }

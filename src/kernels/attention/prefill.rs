@@ -20,7 +20,7 @@ const VECTORS: usize = 3;
 /// Score of a position that a row does not see. Finite, so that differences are never NaN; real scores are far above.
 const HIDDEN: f32 = -1e30;
 
-fn panel_width(geometry: Geometry) -> usize {
+pub(super) fn panel_width(geometry: Geometry) -> usize {
     VECTORS * geometry.lanes
 }
 
@@ -150,7 +150,8 @@ impl Panel<'_> {
                 let position = s.splat((block.start + j) as f32);
                 for c in 0..C {
                     let lanes = c * S::LANES..(c + 1) * S::LANES;
-                    let (first, last) = (s.load_slice(&limits[lanes.clone()]), s.load_slice(&limits[width..][lanes.clone()]));
+                    let (first, last) =
+                        (s.load_slice(&limits[lanes.clone()]), s.load_slice(&limits[width..][lanes.clone()]));
                     let score = s.load_slice(&row[lanes.clone()]);
                     let score = s.select_le(position, last, score, s.splat(HIDDEN));
                     let score = s.select_le(first, position, score, s.splat(HIDDEN));

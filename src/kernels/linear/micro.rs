@@ -1,5 +1,8 @@
 //! The innermost tile of every blocked product: of linear layers and of attention.
 
+// Tiles are indexed by constants, several arrays at once: that is what keeps them in registers.
+#![allow(clippy::needless_range_loop)]
+
 use super::product::Product;
 use crate::kernels::simd::Simd;
 

@@ -23,6 +23,8 @@ pub(crate) use micro::micro;
 pub(crate) use product::{Exact, widen};
 use product::{Pairs, Rounded};
 
+use shadowllm_weights::DType;
+
 use super::cpu::{Compute, Cpu, SharedOut};
 use super::simd::Element;
 use crate::tensor::{Matrix, MatrixView};
@@ -50,7 +52,7 @@ fn gemm_rows(cpu: &Cpu) -> usize {
 /// If the lengths do not fit: `x.len() == T * K`, `out.len() == T * N`, `bias.len() == N`.
 pub fn linear(cpu: &Cpu, w: &Matrix, bias: Option<&[f32]>, x: &[f32], out: &mut [f32]) {
     let (n, k) = (w.rows(), w.cols());
-    let t = if n == 0 { 0 } else { out.len() / n };
+    let t = out.len().checked_div(n).unwrap_or(0);
     assert_eq!(out.len(), t * n, "output is no whole number of rows of {n}");
     assert_eq!(x.len(), t * k, "{t} rows of {k} inputs expected");
     if let Some(bias) = bias {
@@ -66,6 +68,28 @@ pub fn linear(cpu: &Cpu, w: &Matrix, bias: Option<&[f32]>, x: &[f32], out: &mut 
 /// Bytes that [`linear`] reads for `rows_of_x` rows: the weights once, the inputs once.
 pub fn linear_bytes(w: &Matrix, rows_of_x: usize) -> u64 {
     (w.bytes() + rows_of_x * w.cols() * size_of::<f32>()) as u64
+}
+
+/// Names of the kernels that [`linear`] runs, for each weight type.
+pub(super) fn names(cpu: &Cpu) -> Vec<(String, String)> {
+    let (isa, many) = (cpu.isa(), gemm_rows(cpu));
+    let tokens = gemm::panel_tokens(cpu.geometry());
+    let mut names = Vec::new();
+    for dtype in DType::ALL {
+        names.push((format!("linear {dtype}, 1 row"), format!("{isa}-{dtype}xf32-rows8x1")));
+        let group = if cpu.geometry().registers >= 32 { 4 } else { 2 };
+        names.push((format!("linear {dtype}, 2 to {} rows", many - 1), format!("{isa}-{dtype}xf32-rows{group}x4")));
+        let (isa, factors) = match cpu.compute() {
+            Compute::F32 => (isa.to_string(), format!("{dtype}xf32")),
+            Compute::Bf16 if cpu.has_bf16() => (format!("{isa}bf16"), "bf16xbf16".to_owned()),
+            Compute::Bf16 => (isa.to_string(), "bf16xbf16".to_owned()),
+        };
+        names.push((
+            format!("linear {dtype}, {many} rows or more"),
+            format!("{isa}-{factors}-tile{}x{tokens}", gemm::TILE_ROWS),
+        ));
+    }
+    names
 }
 
 /// The operands of one call.

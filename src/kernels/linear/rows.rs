@@ -4,6 +4,9 @@
 //! Several weight rows are in flight, for the latency of the additions and so that memory is read in several streams. Which
 //! rows share a tile changes nothing in the arithmetic of any of them: results are the same bits for one row and for many.
 
+// Tiles are indexed by constants, several arrays at once: that is what keeps them in registers.
+#![allow(clippy::needless_range_loop)]
+
 use std::ops::Range;
 
 use super::Linear;
@@ -60,7 +63,12 @@ impl<W: Element> Rows<'_, W> {
     /// Weight rows `rows` against x rows `first .. first + T`, `R` weight rows at a time; the weights `AHEAD` rows further are
     /// asked for (0: none).
     #[inline(always)]
-    fn rows<S: Simd, const R: usize, const T: usize, const AHEAD: usize>(&self, s: S, rows: Range<usize>, first: usize) {
+    fn rows<S: Simd, const R: usize, const T: usize, const AHEAD: usize>(
+        &self,
+        s: S,
+        rows: Range<usize>,
+        first: usize,
+    ) {
         let mut n = rows.start;
         while n + R <= rows.end {
             self.tile::<S, R, T, AHEAD>(s, n, first);

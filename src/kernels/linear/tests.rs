@@ -53,7 +53,8 @@ fn threads_change_nothing(isa: IsaName) {
             for compute in [Compute::F32, Compute::Bf16] {
                 let (w, bias, x) = (matrix(3, n, k, dtype), values(4, n), values(5, t * k));
                 let results = [1, 2, 3].map(|threads| {
-                    cpu(isa, threads, compute).map(|cpu| run(&cpu, &w, Some(&bias), &x).into_iter().map(f32::to_bits).collect())
+                    cpu(isa, threads, compute)
+                        .map(|cpu| run(&cpu, &w, Some(&bias), &x).into_iter().map(f32::to_bits).collect())
                 });
                 let [one, two, three]: [Option<Vec<u32>>; 3] = results;
                 assert!(one == two && two == three, "{n} x {k}, {t} rows of {dtype}");

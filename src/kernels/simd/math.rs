@@ -45,7 +45,7 @@ pub(crate) fn gelu<S: Simd>(s: S, x: S::V) -> S::V {
     const Q: [f32; 10] = [
         0.225_716_86,
         0.224_748_67,
-        0.216_689_39,
+        0.216_689_4,
         0.121_059_984,
         0.297_973_2,
         -0.334_311_87,
@@ -70,7 +70,7 @@ pub(crate) fn gelu<S: Simd>(s: S, x: S::V) -> S::V {
 /// The tanh form of GELU, `x/2 (1 + tanh(u))` with `u = sqrt(2/pi) (x + 0.044715 x^3)`, computed as `x * sigmoid(2u)`.
 #[inline(always)]
 pub(crate) fn gelu_tanh<S: Simd>(s: S, x: S::V) -> S::V {
-    const TWO_SQRT_2_OVER_PI: f32 = 1.595_769_1;
+    const TWO_SQRT_2_OVER_PI: f32 = 1.595_769_2;
     let x2 = s.mul(x, x);
     let u2 = s.mul(s.mul(x, s.splat(TWO_SQRT_2_OVER_PI)), s.fma(x2, s.splat(0.044_715), s.splat(1.0)));
     let e = exp(s, s.sub(s.zero(), u2));
