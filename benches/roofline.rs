@@ -109,7 +109,7 @@ fn many_rows(cpu: &Cpu, products: &str, machine: &Machine) {
     for dtype in [DType::BF16, DType::F16, DType::F32] {
         for (n, k) in [(8192, 2048), (2048, 8192), (576, 576)] {
             let w = matrix(n, k, dtype);
-            for t in [8, 12, 16, 24, 32, 64, 128, 512] {
+            for t in [8, 16, 32, 48, 64, 80, 128, 512] {
                 let label = format!("linear {dtype} [{n}, {k}], {t} rows, {products} products");
                 if wanted(&label) {
                     let (x, mut out) = (values(t * k), vec![0.0; t * n]);

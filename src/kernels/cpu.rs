@@ -103,6 +103,17 @@ impl Cpu {
         self.shared.compute
     }
 
+    /// What runs for which operation, as `(operation, kernel)`. Kernel names are `{isa}-{number formats}-{variant}`.
+    pub fn kernel_names(&self) -> Vec<(String, String)> {
+        let mut names = super::linear::names(self);
+        names.extend(super::attention::names(self));
+        let isa = self.isa();
+        for operation in ["norm", "rope", "activation", "softmax"] {
+            names.push((operation.to_owned(), format!("{isa}-f32-{operation}")));
+        }
+        names
+    }
+
     /// Runs `f` on one of the pool's threads. Kernels work outside of it, too, but each then pays for waking a thread; a
     /// whole token inside one `install` pays once.
     pub fn install<R: Send>(&self, f: impl FnOnce() -> R + Send) -> R {
@@ -141,6 +152,11 @@ impl Cpu {
             Some(pool) if items > grain => pool.install(|| halve(0..items, grain, align, f)),
             _ => f(0..items),
         }
+    }
+
+    /// Whether the processor multiplies pairs of `bf16`.
+    pub(crate) fn has_bf16(&self) -> bool {
+        self.shared.isa.has_bf16()
     }
 
     /// Calls `f` once on every thread, all at the same time.
@@ -303,6 +319,30 @@ mod tests {
         assert_eq!((small.as_ptr(), small.len()), (first, 10));
         let other = cpu.scratch(10);
         assert_ne!(small.as_ptr(), other.as_ptr());
+    }
+
+    #[test]
+    fn names_say_what_runs() {
+        let options = CpuOptions { isa: Some(IsaName::Portable), threads: Some(1), compute: Compute::F32 };
+        let names = Cpu::new(&options).unwrap().kernel_names();
+        let name = |operation: &str| names.iter().find(|(o, _)| o == operation).map(|(_, name)| name.as_str());
+        assert_eq!(name("linear bf16, 1 row"), Some("portable-bf16xf32-rows8x1"));
+        assert_eq!(name("linear f16, 48 rows or more"), Some("portable-f16xf32-tile6x16"));
+        assert_eq!(name("attention, 1 row"), Some("portable-f32-pieces256"));
+        let rounded = Cpu::new(&CpuOptions { compute: Compute::Bf16, ..options }).unwrap().kernel_names();
+        assert!(rounded.contains(&("linear f32, 32 rows or more".into(), "portable-bf16xbf16-tile6x16".into())));
+    }
+
+    #[test]
+    fn a_missing_instruction_set_is_named() {
+        let e = KernelError::IsaUnavailable { asked: IsaName::Avx512, available: "portable, avx2".into() };
+        let text =
+            "instruction set avx512 was asked for, but this processor only has: portable, avx2; choose one of these";
+        assert_eq!(e.to_string(), text);
+        if Isa::new(IsaName::Avx512).is_none() {
+            let options = CpuOptions { isa: Some(IsaName::Avx512), ..CpuOptions::default() };
+            assert!(matches!(Cpu::new(&options), Err(KernelError::IsaUnavailable { .. })));
+        }
     }
 
     #[test]

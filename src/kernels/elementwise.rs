@@ -39,3 +39,24 @@ pub fn add_assign(cpu: &Cpu, x: &mut [f32], y: &[f32]) {
         cpu.run(Add { x, y });
     });
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::testing::{cpu, on_every_isa, values};
+    use crate::kernels::{Compute, IsaName};
+
+    fn sums_are_exact(isa: IsaName) {
+        for threads in [1, 3] {
+            let Some(cpu) = cpu(isa, threads, Compute::F32) else { return };
+            for n in [0, 1, 15, 16, 17, 1000, 200_003] {
+                let (mut x, y) = (values(1, n), values(2, n));
+                let expected: Vec<f32> = x.iter().zip(&y).map(|(a, b)| a + b).collect();
+                add_assign(&cpu, &mut x, &y);
+                assert_eq!(x, expected);
+            }
+        }
+    }
+
+    on_every_isa!(sums_are_exact);
+}

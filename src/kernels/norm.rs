@@ -138,3 +138,68 @@ pub fn rms_norm(cpu: &Cpu, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32])
         norm(cpu, x, weight.len(), Some(weight), None, eps, false, out);
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::kernels::testing::{close, cpu, on_every_isa, values};
+    use crate::kernels::{Compute, IsaName};
+
+    /// Either norm as defined, in `f64`; bounds of 1e-5 of the largest possible result.
+    fn oracle(x: &[f32], weight: &[f32], bias: Option<&[f32]>, eps: f32, centred: bool) -> Vec<(f64, f64)> {
+        let d = weight.len();
+        let mut out = Vec::with_capacity(x.len());
+        for row in x.chunks_exact(d) {
+            let row: Vec<f64> = row.iter().map(|&v| f64::from(v)).collect();
+            let mean = if centred { row.iter().sum::<f64>() / d as f64 } else { 0.0 };
+            let variance = row.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / d as f64;
+            let factor = 1.0 / (variance + f64::from(eps)).sqrt();
+            let size = row.iter().fold(0.0f64, |a, v| a.max(v.abs())) * factor;
+            for (i, v) in row.iter().enumerate() {
+                let b = bias.map_or(0.0, |bias| f64::from(bias[i]));
+                let w = f64::from(weight[i]);
+                out.push(((v - mean) * factor * w + b, 1e-5 * (1.0 + size) * (w.abs() + b.abs()) + 1e-12));
+            }
+        }
+        out
+    }
+
+    fn agree_with_the_oracle(isa: IsaName) {
+        let Some(cpu) = cpu(isa, 2, Compute::F32) else { return };
+        let cases = (1usize..400, 0usize..9, -3f32..3.0, any::<bool>(), any::<u64>());
+        proptest!(ProptestConfig::with_cases(100), |((d, t, shift, bias, seed) in cases)| {
+            let x: Vec<f32> = values(seed, t * d).into_iter().map(|v| v + shift).collect();
+            let (weight, bias) = (values(seed ^ 1, d), bias.then(|| values(seed ^ 2, d)));
+            let mut out = vec![f32::NAN; x.len()];
+            layer_norm(&cpu, &x, Some(&weight), bias.as_deref(), 1e-5, &mut out);
+            close(&out, &oracle(&x, &weight, bias.as_deref(), 1e-5, true))?;
+            rms_norm(&cpu, &x, &weight, 1e-6, &mut out);
+            close(&out, &oracle(&x, &weight, None, 1e-6, false))?;
+        });
+    }
+
+    fn plain_layer_norm_takes_one_row(isa: IsaName) {
+        let Some(cpu) = cpu(isa, 1, Compute::F32) else { return };
+        let x = values(1, 100);
+        let mut out = vec![0.0; 100];
+        layer_norm(&cpu, &x, None, None, 1e-5, &mut out);
+        close(&out, &oracle(&x, &[1.0; 100], None, 1e-5, true)).unwrap();
+    }
+
+    fn threads_change_nothing(isa: IsaName) {
+        let (x, weight) = (values(1, 300 * 700), values(2, 700));
+        let results = [1, 2, 3].map(|threads| {
+            cpu(isa, threads, Compute::F32).map(|cpu| {
+                let mut out = vec![0.0; x.len()];
+                layer_norm(&cpu, &x, Some(&weight), None, 1e-5, &mut out);
+                out
+            })
+        });
+        assert!(results[0] == results[1] && results[1] == results[2]);
+    }
+
+    on_every_isa!(agree_with_the_oracle, plain_layer_norm_takes_one_row, threads_change_nothing);
+}

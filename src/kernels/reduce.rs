@@ -53,3 +53,64 @@ impl Kernel for LogSumExp<'_> {
 pub fn log_sum_exp(cpu: &Cpu, x: &[f32]) -> f64 {
     cpu.run(LogSumExp { x })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::testing::{cpu, on_every_isa, values};
+    use crate::kernels::{Compute, IsaName};
+
+    #[test]
+    fn argmax_takes_the_first_and_passes_over_nan() {
+        struct Case {
+            x: Vec<f32>,
+            expected: usize,
+        }
+        let long = |place: usize| {
+            let mut x = values(1, 1000);
+            x[place] = 2.0;
+            x
+        };
+        let cases = [
+            Case { x: vec![], expected: 0 },
+            Case { x: vec![f32::NAN], expected: 0 },
+            Case { x: vec![1.0, 3.0, 3.0], expected: 1 },
+            Case { x: vec![f32::NAN, -5.0], expected: 1 },
+            Case { x: vec![f32::NAN, f32::NEG_INFINITY], expected: 1 },
+            Case { x: long(0), expected: 0 },
+            Case { x: long(517), expected: 517 },
+            Case { x: long(999), expected: 999 },
+        ];
+        for Case { x, expected } in cases {
+            assert_eq!(argmax(&x), expected);
+        }
+    }
+
+    fn log_sum_exp_agrees(isa: IsaName) {
+        let Some(cpu) = cpu(isa, 1, Compute::F32) else { return };
+        for n in [1, 2, 15, 16, 17, 1000, 50_000] {
+            for scale in [0.01, 1.0, 30.0] {
+                let x: Vec<f32> = values(n as u64, n).into_iter().map(|v| v * scale + 5.0).collect();
+                let expected = x.iter().map(|&v| f64::from(v).exp()).sum::<f64>().ln();
+                let found = log_sum_exp(&cpu, &x);
+                assert!((found - expected).abs() <= 3e-7 * (1.0 + f64::from(scale)), "{found} instead of {expected}");
+            }
+        }
+    }
+
+    fn special_rows_are_right(isa: IsaName) {
+        let Some(cpu) = cpu(isa, 1, Compute::F32) else { return };
+        assert_eq!(log_sum_exp(&cpu, &[]), f64::NEG_INFINITY);
+        assert_eq!(log_sum_exp(&cpu, &[f32::NEG_INFINITY; 3]), f64::NEG_INFINITY);
+        assert_eq!(log_sum_exp(&cpu, &[0.0, f32::INFINITY]), f64::INFINITY);
+        for place in 0..40 {
+            let mut x = values(1, 40);
+            x[place] = f32::NAN;
+            assert!(log_sum_exp(&cpu, &x).is_nan(), "NaN at {place} was lost");
+        }
+        // Far above what the exponential itself could hold.
+        assert!((log_sum_exp(&cpu, &[1000.0, 1000.0]) - (1000.0 + 2f64.ln())).abs() < 1e-9);
+    }
+
+    on_every_isa!(log_sum_exp_agrees, special_rows_are_right);
+}

@@ -128,3 +128,79 @@ pub fn rope(cpu: &Cpu, x: &mut [f32], heads: usize, head_dim: usize, table: &Rop
         }
     });
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::kernels::testing::{close, cpu, on_every_isa, values};
+    use crate::kernels::{Compute, IsaName};
+
+    const PLAIN: Rope = Rope { theta: 10_000.0, scaling: RopeScaling::None };
+
+    fn rotates_pairs(isa: IsaName) {
+        for threads in [1, 2] {
+            let Some(cpu) = cpu(isa, threads, Compute::F32) else { return };
+            for head_dim in [2, 6, 12, 16, 64, 80, 128] {
+                let (heads, t, first) = (3, 50, 250);
+                let table = RopeTable::new(&PLAIN, head_dim);
+                let x = values(7, t * heads * head_dim);
+                let mut out = x.clone();
+                rope(&cpu, &mut out, heads, head_dim, &table, first);
+                let half = head_dim / 2;
+                let mut expected = Vec::new();
+                for (i, head) in x.chunks_exact(head_dim).enumerate() {
+                    let position = (first + i / heads) as f64;
+                    for c in 0..head_dim {
+                        let angle = position * 10_000f64.powf(-((c % half) as f64) / half as f64);
+                        let other = if c < half { -head[c + half] } else { head[c - half] };
+                        let value = f64::from(head[c]) * angle.cos() + f64::from(other) * angle.sin();
+                        // An angle is known to one part in 2^22: rounding of the frequency and of the product.
+                        expected.push((value, 1e-6 + position * 5e-7));
+                    }
+                }
+                close(&out, &expected).unwrap();
+            }
+        }
+    }
+
+    fn nothing_to_rotate_is_fine(isa: IsaName) {
+        let Some(cpu) = cpu(isa, 1, Compute::F32) else { return };
+        rope(&cpu, &mut [], 4, 8, &RopeTable::new(&PLAIN, 8), 0);
+    }
+
+    on_every_isa!(rotates_pairs, nothing_to_rotate_is_fine);
+
+    #[test]
+    fn a_row_does_not_depend_on_what_was_asked_before() {
+        let (a, b) = (RopeTable::new(&PLAIN, 8), RopeTable::new(&PLAIN, 8));
+        let positions = [0, 255, 256, 767, 768, 5000, 131_071];
+        let forward: Vec<_> = positions.iter().map(|&p| a.row(p)).collect();
+        let mut backward: Vec<_> = positions.iter().rev().map(|&p| b.row(p)).collect();
+        backward.reverse();
+        assert_eq!(forward, backward);
+        assert_eq!(a.row(0), (&[1.0; 4][..], &[0.0; 4][..]));
+        assert_eq!(a.row(5000).0[0], (5000f64).cos() as f32);
+    }
+
+    #[test]
+    fn scaling_is_that_of_transformers() {
+        // Frequencies 1, 0.1, 0.01, 0.001 of theta 10^4 and d_h 8.
+        let linear = Rope { theta: 10_000.0, scaling: RopeScaling::Linear { factor: 4.0 } };
+        let found = RopeTable::new(&linear, 8).frequencies;
+        assert_eq!(found, [0.25, 0.025, 0.0025, 0.00025]);
+        let scaling = RopeScaling::Llama3 {
+            factor: 8.0,
+            low_freq_factor: 1.0,
+            high_freq_factor: 4.0,
+            original_max_positions: 1024,
+        };
+        let found = RopeTable::new(&Rope { theta: 10_000.0, scaling }, 8).frequencies;
+        // Wavelengths 6.3, 63, 628, 6283 against the limits 256 and 1024: kept, kept, ramp, divided.
+        let smooth = (1024.0 / (2.0 * std::f64::consts::PI / 0.01) - 1.0) / 3.0;
+        let ramp = (1.0 - smooth) * 0.01 / 8.0 + smooth * 0.01;
+        for (found, expected) in found.iter().zip([1.0, 0.1, ramp, 0.001 / 8.0]) {
+            assert!((f64::from(*found) / expected - 1.0).abs() < 1e-6, "{found} instead of {expected}");
+        }
+    }
+}

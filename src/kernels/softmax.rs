@@ -52,3 +52,45 @@ impl Kernel for Softmax<'_> {
 pub fn softmax(cpu: &Cpu, x: &mut [f32]) {
     cpu.run(Softmax { x });
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::kernels::testing::{close, cpu, on_every_isa, values};
+    use crate::kernels::{Compute, IsaName};
+
+    fn agrees_with_the_oracle(isa: IsaName) {
+        let Some(cpu) = cpu(isa, 1, Compute::F32) else { return };
+        proptest!(ProptestConfig::with_cases(60), |(n in 1usize..300, scale in 0f32..50.0, seed in any::<u64>())| {
+            let x: Vec<f32> = values(seed, n).into_iter().map(|v| v * scale).collect();
+            let exact: Vec<f64> = x.iter().map(|&v| f64::from(v).exp()).collect();
+            let sum: f64 = exact.iter().sum();
+            let mut out = x.clone();
+            softmax(&cpu, &mut out);
+            // The difference from the maximum is rounded: a relative error of half an ULP of it.
+            let bound = f64::from(f32::EPSILON) * (8.0 + f64::from(scale) + n as f64 / 16.0);
+            close(&out, &exact.iter().map(|e| (e / sum, bound * e / sum + 2f64.powi(-126))).collect::<Vec<_>>())?;
+        });
+    }
+
+    fn special_rows_are_right(isa: IsaName) {
+        let Some(cpu) = cpu(isa, 1, Compute::F32) else { return };
+        softmax(&cpu, &mut []);
+        let mut x = [f32::NEG_INFINITY, 0.0, f32::NEG_INFINITY];
+        softmax(&cpu, &mut x);
+        assert_eq!(x, [0.0, 1.0, 0.0]);
+        for broken in [f32::NAN, f32::INFINITY] {
+            for place in 0..40 {
+                let mut x = values(1, 40);
+                x[place] = broken;
+                softmax(&cpu, &mut x);
+                assert!(x[place].is_nan(), "{broken} at {place} was lost");
+            }
+        }
+    }
+
+    on_every_isa!(agrees_with_the_oracle, special_rows_are_right);
+}

@@ -57,7 +57,7 @@ pub(crate) fn close(found: &[f32], expected: &[(f64, f64)]) -> TestCaseResult {
     assert_eq!(found.len(), expected.len());
     for (i, (&found, &(expected, bound))) in found.iter().zip(expected).enumerate() {
         let error = (f64::from(found) - expected).abs();
-        if !(error <= bound) {
+        if error.is_nan() || error > bound {
             let what =
                 format!("element {i}: {found:e} instead of {expected:e}, error {error:e} over the bound {bound:e}");
             return Err(TestCaseError::fail(what));

@@ -11,9 +11,11 @@ use crate::kernels::isa::Kernel;
 use crate::kernels::simd::{Simd, math};
 
 /// Positions of one piece.
-const PIECE: usize = 256;
+pub(super) const PIECE: usize = 256;
 /// Query heads that go over a piece together.
 const HEADS: usize = 4;
+/// Positions by which keys are asked for in advance.
+const AHEAD: usize = 32;
 /// Keys whose scores are computed together.
 const KEYS: usize = 4;
 
@@ -79,6 +81,11 @@ impl Piece<'_> {
         let mut scores = [[f32::NEG_INFINITY; PIECE]; G];
         let mut j = 0;
         while j + KEYS <= n {
+            // The values of these positions are next, and the keys a little further on.
+            for line in (0..KEYS * d).step_by(16) {
+                s.prefetch(v.as_ptr().wrapping_add(j * d + line));
+                s.prefetch(k.as_ptr().wrapping_add((j + AHEAD) * d + line));
+            }
             for g in 0..G {
                 let four: [f32; KEYS] = dots(s, &q[g * d..][..d], &k[j * d..][..KEYS * d]);
                 for (i, dot) in four.into_iter().enumerate() {
@@ -143,7 +150,11 @@ fn dots<S: Simd, const N: usize>(s: S, q: &[f32], keys: &[f32]) -> [f32; N] {
             }
         }
     }
-    acc.map(|v| s.sum(v))
+    let mut sums = [0.0; N];
+    for (sum, acc) in sums.iter_mut().zip(acc) {
+        *sum = s.sum(acc);
+    }
+    sums
 }
 
 /// Replaces scores by `e^(score - max)`; returns the maximum and the sum. The length is a multiple of the vector's.
@@ -177,11 +188,14 @@ fn weighted<S: Simd, const G: usize, const C: usize>(
     let mut acc = [[s.zero(); C]; G];
     let tail = d - c < S::LANES;
     for (j, row) in v.chunks_exact(d).enumerate() {
-        // SAFETY: `c + C * LANES <= d`, or `d - c` values are left and C is 1.
-        let vs: [S::V; C] = std::array::from_fn(|i| unsafe {
-            let p = row.as_ptr().add(c + i * S::LANES);
-            if tail { s.load_part(p, d - c) } else { s.load(p) }
-        });
+        let mut vs = [s.zero(); C];
+        for (i, v) in vs.iter_mut().enumerate() {
+            // SAFETY: `c + C * LANES <= d`, or `d - c` values are left and C is 1.
+            *v = unsafe {
+                let p = row.as_ptr().add(c + i * S::LANES);
+                if tail { s.load_part(p, d - c) } else { s.load(p) }
+            };
+        }
         for g in 0..G {
             let weight = s.splat(weights[g][j]);
             for i in 0..C {

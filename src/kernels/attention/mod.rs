@@ -92,6 +92,15 @@ pub fn attention_bytes(shape: &AttentionShape, start: usize, t: usize) -> u64 {
     (2 * shape.kv_heads * positions * shape.head_dim * size_of::<f32>()) as u64
 }
 
+/// Names of the kernels that [`attention`] runs.
+pub(super) fn names(cpu: &Cpu) -> Vec<(String, String)> {
+    let isa = cpu.isa();
+    vec![
+        ("attention, 1 row".to_owned(), format!("{isa}-f32-pieces{}", decode::PIECE)),
+        ("attention, 2 rows or more".to_owned(), format!("{isa}-f32-panel{}", prefill::panel_width(cpu.geometry()))),
+    ]
+}
+
 /// The operands of one call; lengths were checked.
 #[derive(Clone, Copy)]
 struct Operands<'a> {

@@ -20,7 +20,7 @@ const VECTORS: usize = 3;
 /// Score of a position that a row does not see. Finite, so that differences are never NaN; real scores are far above.
 const HIDDEN: f32 = -1e30;
 
-fn panel_width(geometry: Geometry) -> usize {
+pub(super) fn panel_width(geometry: Geometry) -> usize {
     VECTORS * geometry.lanes
 }
 

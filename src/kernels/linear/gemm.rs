@@ -20,13 +20,18 @@ use crate::kernels::isa::{Geometry, Kernel};
 use crate::kernels::simd::{Element, Simd, transpose};
 
 /// Weight rows in one register tile.
-const TILE_ROWS: usize = 6;
+pub(super) const TILE_ROWS: usize = 6;
 /// Words along `K` in one block: a panel of 64 tokens is then 64 KiB, the widened weights of a tile 6 KiB.
 const K_BLOCK: usize = 256;
 /// Weight rows whose sums are kept at once; a multiple of [`TILE_ROWS`].
 const ROW_BLOCK: usize = 96;
 /// Tokens whose sums are kept at once; a multiple of every panel width.
 const TOKEN_BLOCK: usize = 256;
+
+/// Tokens of a full panel.
+pub(super) fn panel_tokens(geometry: Geometry) -> usize {
+    geometry.lanes * if geometry.registers >= 32 { 4 } else { 2 }
+}
 
 /// Where the words of `x` are in the packed buffer: `[K blocks][panels][words of the block][tokens of the panel]`.
 #[derive(Clone, Copy)]
@@ -41,11 +46,10 @@ struct Layout {
 
 impl Layout {
     fn new<P: Product>(geometry: Geometry, k: usize, t: usize) -> Self {
-        let vectors = if geometry.registers >= 32 { 4 } else { 2 };
         Layout {
             words: k.div_ceil(P::PER_WORD),
             tokens: t.next_multiple_of(geometry.lanes),
-            panel: geometry.lanes * vectors,
+            panel: panel_tokens(geometry),
         }
     }
 

@@ -1,5 +1,8 @@
 //! The innermost tile of every blocked product: of linear layers and of attention.
 
+// Tiles are indexed by constants, several arrays at once: that is what keeps them in registers.
+#![allow(clippy::needless_range_loop)]
+
 use super::product::Product;
 use crate::kernels::simd::Simd;
 
@@ -27,7 +30,10 @@ pub(crate) unsafe fn micro<S: Simd, P: Product, const R: usize, const C: usize>(
     for _ in 0..steps {
         // SAFETY: step `i < steps` of every row and of the panel exists. The pointers end at most one step behind the last.
         unsafe {
-            let xs: [S::V; C] = std::array::from_fn(|c| s.load(x.add(c * S::LANES)));
+            let mut xs = [s.zero(); C];
+            for c in 0..C {
+                xs[c] = s.load(x.add(c * S::LANES));
+            }
             for r in 0..R {
                 let wv = s.splat(*w.add(r * strides[0]));
                 for c in 0..C {

@@ -78,6 +78,32 @@ impl Product for Pairs {
     }
 }
 
+/// The meaning of [`Pairs`] for processors without its instruction: `f32` products of rounded values.
+#[derive(Clone, Copy)]
+pub(crate) struct Rounded;
+
+impl Product for Rounded {
+    const PER_WORD: usize = 1;
+
+    #[inline]
+    fn enter<K: Kernel>(self, cpu: &Cpu, kernel: K) -> K::Out {
+        cpu.run(kernel)
+    }
+
+    #[inline(always)]
+    fn words<S: Simd, W: Element>(self, _s: S, src: &[W], dst: &mut [f32]) {
+        assert_eq!(dst.len(), src.len());
+        for (word, &value) in dst.iter_mut().zip(src) {
+            *word = f32::from_bits(round::<W>(value) << 16);
+        }
+    }
+
+    #[inline(always)]
+    fn step<S: Simd>(self, s: S, acc: S::V, w: S::V, x: S::V) -> S::V {
+        s.fma(w, x, acc)
+    }
+}
+
 /// The bits of `value` rounded to `bf16`.
 #[inline(always)]
 fn round<W: Element>(value: W) -> u32 {

@@ -4,6 +4,9 @@
 //! Several weight rows are in flight, for the latency of the additions and so that memory is read in several streams. Which
 //! rows share a tile changes nothing in the arithmetic of any of them: results are the same bits for one row and for many.
 
+// Tiles are indexed by constants, several arrays at once: that is what keeps them in registers.
+#![allow(clippy::needless_range_loop)]
+
 use std::ops::Range;
 
 use super::Linear;
@@ -87,7 +90,10 @@ impl<W: Element> Rows<'_, W> {
         while i < whole {
             // SAFETY: `i + LANES <= k`, inside each of the R and T rows sliced above.
             unsafe {
-                let xs: [S::V; T] = std::array::from_fn(|t| s.load(x.add(t * k + i)));
+                let mut xs = [s.zero(); T];
+                for t in 0..T {
+                    xs[t] = s.load(x.add(t * k + i));
+                }
                 for r in 0..R {
                     let wv = W::load(s, w.add(r * k + i));
                     if AHEAD > 0 {
@@ -103,7 +109,10 @@ impl<W: Element> Rows<'_, W> {
         if whole < k {
             // SAFETY: `k - whole` values are left in each row.
             unsafe {
-                let xs: [S::V; T] = std::array::from_fn(|t| s.load_part(x.add(t * k + whole), k - whole));
+                let mut xs = [s.zero(); T];
+                for t in 0..T {
+                    xs[t] = s.load_part(x.add(t * k + whole), k - whole);
+                }
                 for r in 0..R {
                     let wv = W::load_part(s, w.add(r * k + whole), k - whole);
                     for t in 0..T {

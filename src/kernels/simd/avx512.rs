@@ -183,7 +183,8 @@ simd_avx512!(Avx512Bf16, {
     fn dot_pairs(self, acc: __m512, w: __m512, x: __m512) -> __m512 {
         // SAFETY: the token proves AVX512-BF16. Both types are 64 bytes without invalid values.
         unsafe {
-            let [w, x] = [w, x].map(|v| std::mem::transmute::<__m512, __m512bh>(v));
+            let w = std::mem::transmute::<__m512, __m512bh>(w);
+            let x = std::mem::transmute::<__m512, __m512bh>(x);
             _mm512_dpbf16_ps(acc, w, x)
         }
     }

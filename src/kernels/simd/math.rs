@@ -45,7 +45,7 @@ pub(crate) fn gelu<S: Simd>(s: S, x: S::V) -> S::V {
     const Q: [f32; 10] = [
         0.225_716_86,
         0.224_748_67,
-        0.216_689_39,
+        0.216_689_4,
         0.121_059_984,
         0.297_973_2,
         -0.334_311_87,
@@ -70,7 +70,7 @@ pub(crate) fn gelu<S: Simd>(s: S, x: S::V) -> S::V {
 /// The tanh form of GELU, `x/2 (1 + tanh(u))` with `u = sqrt(2/pi) (x + 0.044715 x^3)`, computed as `x * sigmoid(2u)`.
 #[inline(always)]
 pub(crate) fn gelu_tanh<S: Simd>(s: S, x: S::V) -> S::V {
-    const TWO_SQRT_2_OVER_PI: f32 = 1.595_769_1;
+    const TWO_SQRT_2_OVER_PI: f32 = 1.595_769_2;
     let x2 = s.mul(x, x);
     let u2 = s.mul(s.mul(x, s.splat(TWO_SQRT_2_OVER_PI)), s.fma(x2, s.splat(0.044_715), s.splat(1.0)));
     let e = exp(s, s.sub(s.zero(), u2));
@@ -81,4 +81,85 @@ pub(crate) fn gelu_tanh<S: Simd>(s: S, x: S::V) -> S::V {
 #[inline(always)]
 pub(crate) fn relu<S: Simd>(s: S, x: S::V) -> S::V {
     s.max(s.zero(), x)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::isa::Kernel;
+    use crate::kernels::testing::{cpu, on_every_isa, values};
+    use crate::kernels::{Compute, IsaName};
+
+    struct Exp<'a>(&'a mut [f32]);
+
+    impl Kernel for Exp<'_> {
+        type Out = ();
+
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) {
+            for x in self.0.chunks_mut(S::LANES) {
+                let y = exp(s, s.load_slice(x));
+                s.store_slice(x, y);
+            }
+        }
+    }
+
+    /// Every 64th `f32` of the range where the result is neither 0 nor infinite, and both ends.
+    fn exp_is_within_2_ulp(isa: IsaName) {
+        let Some(cpu) = cpu(isa, 1, Compute::F32) else { return };
+        let (most, least) = (88.722_83f32, -103.9f32);
+        let mut inputs: Vec<f32> = (0..=most.to_bits()).step_by(64).map(f32::from_bits).collect();
+        inputs.extend((0x8000_0000..=least.to_bits()).step_by(64).map(f32::from_bits));
+        inputs.extend([most, least]);
+        let mut outputs = inputs.clone();
+        cpu.run(Exp(&mut outputs));
+        for (&x, &y) in inputs.iter().zip(&outputs) {
+            let exact = f64::from(x).exp();
+            // The spacing of f32 at the result, that of the smallest normal below it.
+            let ulp = 2f64.powi((exact.log2().floor() as i32).max(-126) - 23);
+            let error = (f64::from(y) - exact).abs() / ulp;
+            assert!(error <= 2.0, "exp({x:e}) = {y:e}, {error} ULP");
+        }
+    }
+
+    fn exp_has_its_limits(isa: IsaName) {
+        let Some(cpu) = cpu(isa, 1, Compute::F32) else { return };
+        let mut x = [f32::NAN, f32::INFINITY, 88.8, 1e30, f32::NEG_INFINITY, -104.1, -1e30, 0.0];
+        cpu.run(Exp(&mut x));
+        assert!(x[0].is_nan());
+        assert_eq!(x[1..], [f32::INFINITY, f32::INFINITY, f32::INFINITY, 0.0, 0.0, 0.0, 1.0]);
+    }
+
+    struct DotPairs<'a>(&'a [f32], &'a [f32]);
+
+    impl Kernel for DotPairs<'_> {
+        type Out = Vec<f32>;
+
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) -> Vec<f32> {
+            let mut out = vec![0.0; S::LANES];
+            let sum = s.dot_pairs(s.splat(1.0), s.load_slice(self.0), s.load_slice(self.1));
+            s.store_slice(&mut out, sum);
+            out
+        }
+    }
+
+    fn pairs_are_multiplied_and_added(isa: IsaName) {
+        let Some(cpu) = cpu(isa, 1, Compute::F32) else { return };
+        let halves = |seed| values(seed, 32).into_iter().map(half::bf16::from_f32).collect::<Vec<_>>();
+        let words = |halves: &[half::bf16]| {
+            let pair = |p: &[half::bf16]| f32::from_bits(u32::from(p[0].to_bits()) | u32::from(p[1].to_bits()) << 16);
+            halves.chunks_exact(2).map(pair).collect::<Vec<_>>()
+        };
+        let (w, x) = (halves(1), halves(2));
+        for out in [cpu.run(DotPairs(&words(&w), &words(&x))), cpu.run_bf16(DotPairs(&words(&w), &words(&x)))] {
+            for (i, sum) in out.into_iter().enumerate() {
+                let product = |j: usize| w[j].to_f64() * x[j].to_f64();
+                let exact = 1.0 + product(2 * i) + product(2 * i + 1);
+                assert!((f64::from(sum) - exact).abs() <= 1e-6, "lane {i}: {sum} instead of {exact}");
+            }
+        }
+    }
+
+    on_every_isa!(exp_is_within_2_ulp, exp_has_its_limits, pairs_are_multiplied_and_added);
 }

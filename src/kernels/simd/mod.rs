@@ -4,7 +4,8 @@
 //! one file. A vector holds [`Simd::LANES`] `f32`; narrower formats exist only in memory and are widened by the load.
 //!
 //! Every method must be `#[inline(always)]`: it is then compiled inside the function that enables the instructions
-//! ([`Isa::run`](super::isa::Isa::run)). A call that is not inlined would still be correct, but slow.
+//! ([`Isa::run`](super::isa::Isa::run)). A call that is not inlined would still be correct, but
+//! slow; library functions that take closures (`array::map`, `array::from_fn`) are such calls, so kernels write loops instead.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;

@@ -149,8 +149,11 @@ impl Simd for Portable {
 
     #[inline(always)]
     unsafe fn transpose_8x8(self, src: *const f32, src_stride: usize, dst: *mut f32, dst_stride: usize) {
-        // SAFETY: the caller promises 8 rows of 8 values.
-        let rows = std::array::from_fn(|r| unsafe { self.load(src.add(r * src_stride)) });
+        let mut rows = [self.zero(); LANES];
+        for (r, row) in rows.iter_mut().enumerate() {
+            // SAFETY: the caller promises 8 rows of 8 values.
+            *row = unsafe { self.load(src.add(r * src_stride)) };
+        }
         for (c, column) in f32x8::transpose(rows).into_iter().enumerate() {
             // SAFETY: as above, for the destination.
             unsafe { self.store(dst.add(c * dst_stride), column) };
