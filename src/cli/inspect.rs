@@ -130,7 +130,7 @@ impl Inspect {
                 device: "cpu",
                 isa: cpu.isa().to_string(),
                 threads: cpu.threads(),
-                kernels: BTreeMap::new(),
+                kernels: cpu.kernel_names().into_iter().collect(),
             },
             tensor_list: self.tensors.then(|| {
                 let list = tensors().map(|(name, tensor)| TensorReport {
