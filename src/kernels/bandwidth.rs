@@ -19,11 +19,13 @@ impl Kernel for Read<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> f32 {
-        // Eight streams, a page apart: more requests under way than one stream gets.
+        // Eight streams, a page apart, each asking for its place in the next block: more requests under way than one
+        // stream gets.
         let mut acc = [s.zero(); 8];
         for block in self.x.chunks_exact(8 * 1024) {
             for i in (0..1024).step_by(S::LANES) {
                 for (j, acc) in acc.iter_mut().enumerate() {
+                    s.prefetch(block.as_ptr().wrapping_add((8 + j) * 1024 + i));
                     *acc = s.add(*acc, s.load_slice(&block[j * 1024 + i..][..S::LANES]));
                 }
             }

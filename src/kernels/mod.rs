@@ -9,8 +9,8 @@
 //! [`attention_bytes`]) so that every report can hold it against [`read_bandwidth`] and [`peak_flops`] of the same run.
 //!
 //! # How a kernel is written and entered
-//! A kernel is written once, generic over [`Simd`](simd::Simd), the vector operations of an instruction set, and over
-//! [`Element`](simd::Element), the format of the weights. It implements [`Kernel`](isa::Kernel): a struct of operands with one
+//! A kernel is written once, generic over `simd::Simd`, the vector operations of an instruction set, and over
+//! `simd::Element`, the format of the weights. It implements `isa::Kernel`: a struct of operands with one
 //! method `run`. [`Cpu`] holds a proof token, made only where the processor was asked, and enters the kernel through one
 //! function per instruction set that enables its instructions; everything below is inlined into that function.
 //!

@@ -14,8 +14,8 @@ use crate::kernels::simd::{Simd, math};
 pub(super) const PIECE: usize = 256;
 /// Query heads that go over a piece together.
 const HEADS: usize = 4;
-/// Positions by which keys are asked for in advance.
-const AHEAD: usize = 32;
+/// Values in a cache line.
+const LINE: usize = 16;
 /// Keys whose scores are computed together.
 const KEYS: usize = 4;
 
@@ -35,7 +35,14 @@ pub(super) fn decode(cpu: &Cpu, operands: Operands<'_>, out: &mut [f32]) {
             let positions = visible.start.max(piece * PIECE)..visible.end.min((piece + 1) * PIECE);
             // SAFETY: every item writes a range of its own.
             let partial = unsafe { shared.slice(item * group * stride..(item + 1) * group * stride) };
-            cpu.run(Piece { operands, kv_head, positions, partial });
+            // What is read after this piece, most likely by the same thread.
+            let next = match piece + 1 < pieces.end {
+                true => operands.cached(kv_head, positions.end..visible.end).0,
+                false if kv_head + 1 < shape.kv_heads => operands.cached(kv_head + 1, visible.clone()).0,
+                false => &[],
+            };
+            let next = &next[..next.len().min(positions.len() * d)];
+            cpu.run(Piece { operands, kv_head, positions, next, partial });
         }
     });
     cpu.run(Combine { operands, pieces: pieces.len(), partial: &partial, out });
@@ -47,6 +54,8 @@ struct Piece<'a> {
     kv_head: usize,
     /// At most [`PIECE`].
     positions: Range<usize>,
+    /// Keys of the next piece, to be asked for in advance; no more than there are in this one.
+    next: &'a [f32],
     /// `[group, d_h + 2]`
     partial: &'a mut [f32],
 }
@@ -81,10 +90,9 @@ impl Piece<'_> {
         let mut scores = [[f32::NEG_INFINITY; PIECE]; G];
         let mut j = 0;
         while j + KEYS <= n {
-            // The values of these positions are next, and the keys a little further on.
-            for line in (0..KEYS * d).step_by(16) {
+            // The values of these positions are read next.
+            for line in (0..KEYS * d).step_by(LINE) {
                 s.prefetch(v.as_ptr().wrapping_add(j * d + line));
-                s.prefetch(k.as_ptr().wrapping_add((j + AHEAD) * d + line));
             }
             for g in 0..G {
                 let four: [f32; KEYS] = dots(s, &q[g * d..][..d], &k[j * d..][..KEYS * d]);
@@ -107,20 +115,23 @@ impl Piece<'_> {
             partial[d] = max;
             partial[d + 1] = sum;
         }
+        // The keys of the next piece are asked for while the values of this one are added up.
+        let mut next = if first == 0 { self.next } else { &[] };
         let mut c = 0;
         let wide = S::REGISTERS >= 32;
         while c < d {
             match (d - c) / S::LANES {
-                0 => weighted::<S, G, 1>(s, &scores, v, d, c, partial),
-                4.. if wide => weighted::<S, G, 4>(s, &scores, v, d, c, partial),
-                2.. => weighted::<S, G, 2>(s, &scores, v, d, c, partial),
-                _ => weighted::<S, G, 1>(s, &scores, v, d, c, partial),
+                0 => weighted::<S, G, 1>(s, &scores, v, next, [d, c], partial),
+                4.. if wide => weighted::<S, G, 4>(s, &scores, v, next, [d, c], partial),
+                2.. => weighted::<S, G, 2>(s, &scores, v, next, [d, c], partial),
+                _ => weighted::<S, G, 1>(s, &scores, v, next, [d, c], partial),
             }
             c += match (d - c) / S::LANES {
                 4.. if wide => 4 * S::LANES,
                 2.. => 2 * S::LANES,
                 _ => S::LANES,
             };
+            next = &[];
         }
     }
 }
@@ -181,13 +192,16 @@ fn weighted<S: Simd, const G: usize, const C: usize>(
     s: S,
     weights: &[[f32; PIECE]; G],
     v: &[f32],
-    d: usize,
-    c: usize,
+    next: &[f32],
+    [d, c]: [usize; 2],
     partial: &mut [f32],
 ) {
     let mut acc = [[s.zero(); C]; G];
     let tail = d - c < S::LANES;
     for (j, row) in v.chunks_exact(d).enumerate() {
+        for line in (j * d..next.len().min((j + 1) * d)).step_by(LINE) {
+            s.prefetch(next.as_ptr().wrapping_add(line));
+        }
         let mut vs = [s.zero(); C];
         for (i, v) in vs.iter_mut().enumerate() {
             // SAFETY: `c + C * LANES <= d`, or `d - c` values are left and C is 1.

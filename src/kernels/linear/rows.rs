@@ -30,7 +30,7 @@ impl<W: Element> Kernel for Rows<'_, W> {
         let t = self.linear.t;
         let wide = S::REGISTERS >= 32;
         if t == 1 {
-            return self.rows::<S, 8, 1, 0>(s, self.range.clone(), 0);
+            return self.rows::<S, 8, 1, 8>(s, self.range.clone(), 0);
         }
         // In groups that stay in the first-level cache while all rows of x pass.
         for start in self.range.clone().step_by(4) {
