@@ -9,7 +9,9 @@ use std::str::FromStr;
 
 use half::{bf16, f16};
 use serde_json::{Value, json};
-use shadowllm_weights::{DType, ModelConfig, Progress, SafetensorsWriter, StagedDirectory, TensorSpec};
+use shadowllm_weights::{
+    Checkpoint, DType, ModelConfig, Progress, SafetensorsWriter, StagedDirectory, TensorData, TensorSpec,
+};
 
 use super::load::layout;
 use crate::{Error, Result};
@@ -184,6 +186,25 @@ impl FromStr for Shape {
     }
 }
 
+/// A model of any configuration with random weights, in memory.
+///
+/// # Errors
+/// [`Error::Weights`] if the sizes overflow.
+pub fn random_checkpoint(config: ModelConfig, dtype: DType, seed: u64) -> Result<Checkpoint> {
+    let mut state = seed;
+    let mut tensors = Vec::new();
+    for spec in specs(&config, dtype) {
+        let weights = Distribution::of(&spec);
+        let values: Vec<f32> = (0..spec.shape.iter().product()).map(|_| weights.draw(&mut state)).collect();
+        tensors.push((spec.name, TensorData::from_f32_as(&spec.shape, dtype, &values)?));
+    }
+    Ok(Checkpoint::from_tensors(config, tensors))
+}
+
+fn specs(config: &ModelConfig, dtype: DType) -> Vec<TensorSpec> {
+    layout(config).into_iter().map(|(name, shape)| TensorSpec { name, dtype, shape }).collect()
+}
+
 /// Values made and written at a time.
 const BLOCK: usize = 1 << 20;
 
@@ -195,8 +216,7 @@ const BLOCK: usize = 1 << 20;
 pub fn write_random(dir: &Path, shape: Shape, dtype: DType, seed: u64, progress: &dyn Progress) -> Result<u64> {
     let config = serde_json::to_vec_pretty(&shape.config_json(dtype)).unwrap_or_default();
     let parsed = ModelConfig::from_json(&config)?;
-    let specs: Vec<TensorSpec> =
-        layout(&parsed).into_iter().map(|(name, shape)| TensorSpec { name, dtype, shape }).collect();
+    let specs = specs(&parsed, dtype);
     let count = |spec: &TensorSpec| spec.shape.iter().product::<usize>();
     let total: u64 = specs.iter().map(|s| count(s) as u64).sum();
     let staged = StagedDirectory::create(dir)?;
@@ -213,7 +233,7 @@ pub fn write_random(dir: &Path, shape: Shape, dtype: DType, seed: u64, progress:
             let now = left.min(BLOCK);
             bytes.clear();
             for _ in 0..now {
-                weights.push(&mut state, dtype, &mut bytes);
+                push(weights.draw(&mut state), dtype, &mut bytes);
             }
             file.append(&spec.name, &bytes).map_err(|e| staged.finally(e))?;
             progress.advance(bytes.len() as u64);
@@ -249,15 +269,18 @@ impl Distribution {
         }
     }
 
-    fn push(&self, state: &mut u64, dtype: DType, out: &mut Vec<u8>) {
+    fn draw(&self, state: &mut u64) -> f32 {
         // The upper 24 bits of a random word are a uniform fraction that f32 holds exactly.
         let unit = (next_random(state) >> 40) as f32 / (1u64 << 24) as f32;
-        let value = self.centre + self.half_width * (2.0 * unit - 1.0);
-        match dtype {
-            DType::F32 => out.extend_from_slice(&value.to_le_bytes()),
-            DType::F16 => out.extend_from_slice(&f16::from_f32(value).to_le_bytes()),
-            DType::BF16 => out.extend_from_slice(&bf16::from_f32(value).to_le_bytes()),
-        }
+        self.centre + self.half_width * (2.0 * unit - 1.0)
+    }
+}
+
+fn push(value: f32, dtype: DType, out: &mut Vec<u8>) {
+    match dtype {
+        DType::F32 => out.extend_from_slice(&value.to_le_bytes()),
+        DType::F16 => out.extend_from_slice(&f16::from_f32(value).to_le_bytes()),
+        DType::BF16 => out.extend_from_slice(&bf16::from_f32(value).to_le_bytes()),
     }
 }
 
