@@ -12,7 +12,7 @@ use shadowllm::kernels::{
     AttentionShape, Compute, Cpu, CpuOptions, attention, attention_bytes, linear, linear_bytes, peak_flops,
     read_bandwidth,
 };
-use shadowllm::tensor::Matrix;
+use shadowllm::tensor::{Buffer, Matrix};
 use shadowllm_weights::{DType, TensorData};
 
 /// Fastest of `repeats` runs, in seconds.
@@ -27,6 +27,13 @@ fn best(repeats: usize, mut f: impl FnMut()) -> f64 {
 
 fn values(n: usize) -> Vec<f32> {
     (0..n as u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 8) as f32 / (1 << 23) as f32 - 1.0).collect()
+}
+
+/// Values in memory such as a key/value cache has.
+fn aligned(n: usize) -> Buffer {
+    let mut buffer = Buffer::zeros(n);
+    buffer.copy_from_slice(&values(n));
+    buffer
 }
 
 fn matrix(rows: usize, cols: usize, dtype: DType) -> Matrix {
@@ -132,7 +139,7 @@ fn attention_rows(cpu: &Cpu, machine: &Machine) {
         let label = |t| format!("attention {heads}/{kv_heads} x {head_dim}, context 1024, {t} rows");
         if wanted(&label(1)) {
             let caches: Vec<_> =
-                (0..(200usize << 20).div_ceil(8 * size)).map(|_| (values(size), values(size))).collect();
+                (0..(200usize << 20).div_ceil(8 * size)).map(|_| (aligned(size), aligned(size))).collect();
             let pass = || {
                 for (k, v) in &caches {
                     attention(cpu, &shape, black_box(&q[..row]), k, v, capacity, capacity - 1, &mut out[..row]);
@@ -143,7 +150,7 @@ fn attention_rows(cpu: &Cpu, machine: &Machine) {
         }
         for t in [128, 1024] {
             if wanted(&label(t)) {
-                let (k, v) = (values(size), values(size));
+                let (k, v) = (aligned(size), aligned(size));
                 let start = capacity - t;
                 let (q, out) = (&q[..t * row], &mut out[..t * row]);
                 let pass = || attention(cpu, &shape, black_box(q), &k, &v, capacity, start, out);

@@ -10,6 +10,7 @@ use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use super::isa::{Geometry, Isa, Kernel};
 use super::{IsaName, KernelError};
+use crate::tensor::Buffer;
 
 /// Precision of the products in [`linear`](super::linear) when many rows are multiplied at once (prefill, scoring).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -174,12 +175,12 @@ impl Cpu {
     pub(crate) fn scratch(&self, len: usize) -> Scratch<'_> {
         let mut free = self.shared.scratch.lock().unwrap_or_else(PoisonError::into_inner);
         // The smallest that is large enough, else the largest, to be grown.
-        let fits = (0..free.len()).filter(|&i| free[i].len() >= len).min_by_key(|&i| free[i].len());
-        let best = fits.or_else(|| (0..free.len()).max_by_key(|&i| free[i].len()));
+        let fits = (0..free.len()).filter(|&i| free[i].capacity() >= len).min_by_key(|&i| free[i].capacity());
+        let best = fits.or_else(|| (0..free.len()).max_by_key(|&i| free[i].capacity()));
         let mut buffer = best.map_or_else(Buffer::default, |i| free.swap_remove(i));
         drop(free);
-        buffer.grow(len);
-        Scratch { buffer, len, cpu: self }
+        buffer.resize(len);
+        Scratch { buffer, cpu: self }
     }
 }
 
@@ -194,30 +195,9 @@ fn halve(range: Range<usize>, grain: usize, align: usize, f: &(impl Fn(Range<usi
     rayon::join(|| halve(range.start..middle, grain, align, f), || halve(middle..range.end, grain, align, f));
 }
 
-/// One cache line of values.
-#[derive(Clone, Copy, Debug)]
-#[repr(C, align(64))]
-struct Line([f32; 16]);
-
-#[derive(Debug, Default)]
-struct Buffer(Vec<Line>);
-
-impl Buffer {
-    fn len(&self) -> usize {
-        self.0.len() * 16
-    }
-
-    fn grow(&mut self, len: usize) {
-        if self.len() < len {
-            self.0.resize(len.div_ceil(16), Line([0.0; 16]));
-        }
-    }
-}
-
 /// Borrowed scratch memory; goes back to the context when dropped.
 pub(crate) struct Scratch<'a> {
     buffer: Buffer,
-    len: usize,
     cpu: &'a Cpu,
 }
 
@@ -225,15 +205,13 @@ impl Deref for Scratch<'_> {
     type Target = [f32];
 
     fn deref(&self) -> &[f32] {
-        // SAFETY: a line is sixteen `f32` without padding, all initialised, and `len` of them exist (`Buffer::grow`).
-        unsafe { std::slice::from_raw_parts(self.buffer.0.as_ptr().cast(), self.len) }
+        &self.buffer
     }
 }
 
 impl DerefMut for Scratch<'_> {
     fn deref_mut(&mut self) -> &mut [f32] {
-        // SAFETY: as for `deref`; the borrow is exclusive.
-        unsafe { std::slice::from_raw_parts_mut(self.buffer.0.as_mut_ptr().cast(), self.len) }
+        &mut self.buffer
     }
 }
 

@@ -1,10 +1,13 @@
-//! The minimal tensor: a weight matrix that knows its number format.
+//! The minimal tensor: a weight matrix that knows its number format, and aligned memory for everything else.
 //!
-//! Activations are plain `f32` slices whose shapes stand in each function's documentation; they need no type. Weights do:
+//! Activations are plain `f32` slices whose shapes stand in each function's documentation; they need no type, only memory
+//! that begins at a cache line ([`Buffer`]). Weights do:
 //! they stay in the format of their file (`f32`, `f16` or `bf16`), usually inside a memory-mapped checkpoint, and every
 //! kernel must know which of the three it streams. [`Matrix`] is that knowledge and nothing more: two sizes, a format and
 //! shared bytes.
 
+mod buffer;
 mod matrix;
 
+pub use buffer::Buffer;
 pub use matrix::{Matrix, MatrixView, TensorError};

@@ -3,6 +3,9 @@
 //! A piece of [`PIECE`] positions gives, for every query head, its maximum score, the sum of exponentials and the weighted
 //! sum of values; pieces are then combined in order. The cut is fixed by position, never by the number of threads.
 
+// Tiles are indexed by constants, several arrays at once: that is what keeps them in registers.
+#![allow(clippy::needless_range_loop)]
+
 use std::ops::Range;
 
 use super::Operands;
@@ -16,8 +19,6 @@ pub(super) const PIECE: usize = 256;
 const HEADS: usize = 4;
 /// Values in a cache line.
 const LINE: usize = 16;
-/// Keys whose scores are computed together.
-const KEYS: usize = 4;
 
 pub(super) fn decode(cpu: &Cpu, operands: Operands<'_>, out: &mut [f32]) {
     let shape = operands.shape;
@@ -88,30 +89,28 @@ impl Piece<'_> {
         let n = self.positions.len();
         // Lanes behind the last position must not count.
         let mut scores = [[f32::NEG_INFINITY; PIECE]; G];
+        let tile = if S::REGISTERS >= 32 { 4 } else { 2 };
         let mut j = 0;
-        while j + KEYS <= n {
+        while j < n {
             // The values of these positions are read next.
-            for line in (0..KEYS * d).step_by(LINE) {
+            for line in (0..tile * d).step_by(LINE) {
                 s.prefetch(v.as_ptr().wrapping_add(j * d + line));
             }
-            for g in 0..G {
-                let four: [f32; KEYS] = dots(s, &q[g * d..][..d], &k[j * d..][..KEYS * d]);
-                for (i, dot) in four.into_iter().enumerate() {
-                    scores[g][j + i] = dot * self.operands.shape.scale;
-                }
-            }
-            j += KEYS;
-        }
-        for j in j..n {
-            for g in 0..G {
-                let [dot] = dots(s, &q[g * d..][..d], &k[j * d..][..d]);
-                scores[g][j] = dot * self.operands.shape.scale;
+            if j + tile > n {
+                dots::<S, G, 1>(s, q, &k[j * d..][..d], j, &mut scores);
+                j += 1;
+            } else if tile == 4 {
+                dots::<S, G, 4>(s, q, &k[j * d..][..4 * d], j, &mut scores);
+                j += 4;
+            } else {
+                dots::<S, G, 2>(s, q, &k[j * d..][..2 * d], j, &mut scores);
+                j += 2;
             }
         }
         let partial = &mut self.partial[first * (d + 2)..][..G * (d + 2)];
         for (scores, partial) in scores.iter_mut().zip(partial.chunks_exact_mut(d + 2)) {
             let used = n.next_multiple_of(S::LANES);
-            let (max, sum) = exponentials(s, &mut scores[..used]);
+            let (max, sum) = exponentials(s, &mut scores[..used], self.operands.shape.scale);
             partial[d] = max;
             partial[d + 1] = sum;
         }
@@ -136,44 +135,65 @@ impl Piece<'_> {
     }
 }
 
-/// Products of `q` `[d_h]` with `N` keys `[N, d_h]`.
+/// `scores[g][j + i]` = the product of query `g` of `[G, d_h]` with key `i` of `[N, d_h]`.
 #[inline(always)]
-fn dots<S: Simd, const N: usize>(s: S, q: &[f32], keys: &[f32]) -> [f32; N] {
-    let d = q.len();
-    assert_eq!(keys.len(), N * d);
-    let mut acc = [s.zero(); N];
+fn dots<S: Simd, const G: usize, const N: usize>(
+    s: S,
+    queries: &[f32],
+    keys: &[f32],
+    j: usize,
+    scores: &mut [[f32; PIECE]; G],
+) {
+    let d = keys.len() / N;
+    assert!(queries.len() == G * d && keys.len() == N * d);
+    let (queries, keys) = (queries.as_ptr(), keys.as_ptr());
+    let mut acc = [[s.zero(); N]; G];
     let whole = d / S::LANES * S::LANES;
     for c in (0..whole).step_by(S::LANES) {
-        // SAFETY: `c + LANES <= d`, inside the query and each key.
+        // SAFETY: `c + LANES <= d`, inside each query and each key.
         unsafe {
-            let qv = s.load(q.as_ptr().add(c));
-            for (i, acc) in acc.iter_mut().enumerate() {
-                *acc = s.fma(s.load(keys.as_ptr().add(i * d + c)), qv, *acc);
+            let mut ks = [s.zero(); N];
+            for i in 0..N {
+                ks[i] = s.load(keys.add(i * d + c));
+            }
+            for g in 0..G {
+                let q = s.load(queries.add(g * d + c));
+                for i in 0..N {
+                    acc[g][i] = s.fma(ks[i], q, acc[g][i]);
+                }
             }
         }
     }
     if whole < d {
-        // SAFETY: `d - whole` values are left in the query and each key.
+        // SAFETY: `d - whole` values are left in each query and each key.
         unsafe {
-            let qv = s.load_part(q.as_ptr().add(whole), d - whole);
-            for (i, acc) in acc.iter_mut().enumerate() {
-                *acc = s.fma(s.load_part(keys.as_ptr().add(i * d + whole), d - whole), qv, *acc);
+            let mut ks = [s.zero(); N];
+            for i in 0..N {
+                ks[i] = s.load_part(keys.add(i * d + whole), d - whole);
+            }
+            for g in 0..G {
+                let q = s.load_part(queries.add(g * d + whole), d - whole);
+                for i in 0..N {
+                    acc[g][i] = s.fma(ks[i], q, acc[g][i]);
+                }
             }
         }
     }
-    let mut sums = [0.0; N];
-    for (sum, acc) in sums.iter_mut().zip(acc) {
-        *sum = s.sum(acc);
+    for (acc, scores) in acc.into_iter().zip(scores) {
+        for (acc, score) in acc.into_iter().zip(&mut scores[j..j + N]) {
+            *score = s.sum(acc);
+        }
     }
-    sums
 }
 
-/// Replaces scores by `e^(score - max)`; returns the maximum and the sum. The length is a multiple of the vector's.
+/// Replaces products by `e^(product * scale - max)`; returns the maximum and the sum. The length is a multiple of the vector's.
 #[inline(always)]
-fn exponentials<S: Simd>(s: S, scores: &mut [f32]) -> (f32, f32) {
+fn exponentials<S: Simd>(s: S, scores: &mut [f32], scale: f32) -> (f32, f32) {
     let mut most = s.splat(f32::NEG_INFINITY);
-    for x in scores.chunks_exact(S::LANES) {
-        most = s.max(s.load_slice(x), most);
+    for x in scores.chunks_exact_mut(S::LANES) {
+        let score = s.mul(s.load_slice(x), s.splat(scale));
+        s.store_slice(x, score);
+        most = s.max(score, most);
     }
     let max = s.max_lane(most);
     let shift = s.splat(max);

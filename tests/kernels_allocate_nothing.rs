@@ -1,0 +1,80 @@
+//! Once warm, the kernels of a token allocate nothing: scratch memory belongs to the execution context and is reused.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use shadowllm::kernels::{
+    AttentionShape, Cpu, CpuOptions, IsaName, RopeTable, attention, embed_row, gated, linear, rms_norm, rope, softmax,
+};
+use shadowllm::tensor::Matrix;
+use shadowllm_weights::{Activation, DType, Rope, RopeScaling, TensorData};
+
+struct Counting;
+
+static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
+
+// SAFETY: every call is passed on to the system's allocator.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: the caller's promise.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, p: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promise.
+        unsafe { System.dealloc(p, layout) }
+    }
+}
+
+#[global_allocator]
+static COUNTING: Counting = Counting;
+
+// One test only: a second one running beside it would be counted.
+#[test]
+fn a_warm_token_allocates_nothing() {
+    let (d, f, heads, kv_heads, head_dim, capacity) = (512, 2048, 8, 4, 64, 1024);
+    let matrix = |rows: usize, cols: usize| {
+        let values: Vec<f32> = (0..rows * cols).map(|i| (i % 13) as f32 * 0.01).collect();
+        Matrix::new(TensorData::from_f32_as(&[rows, cols], DType::BF16, &values).expect("sizes fit")).expect("a matrix")
+    };
+    let (q, up, down) = (matrix(d, d), matrix(f, d), matrix(d, f));
+    let (k, v) = (vec![0.5; kv_heads * capacity * head_dim], vec![0.25; kv_heads * capacity * head_dim]);
+    let table = RopeTable::new(&Rope { theta: 10_000.0, scaling: RopeScaling::None }, head_dim);
+    let shape = AttentionShape { heads, kv_heads, head_dim, window: None, scale: 0.125 };
+    for isa in IsaName::available() {
+        for threads in [1, 2] {
+            let cpu = Cpu::new(&CpuOptions { isa: Some(isa), threads: Some(threads), ..CpuOptions::default() })
+                .expect("available");
+            for rows in [1, 4, 100] {
+                let (mut x, mut y) = (vec![0.1; rows * d], vec![0.1; rows * d]);
+                let (mut a, b) = (vec![0.1; rows * f], vec![0.1; rows * f]);
+                let mut token = || {
+                    embed_row(&cpu, &q, 3, &mut y[..d]);
+                    rms_norm(&cpu, &x, &b[..d], 1e-5, &mut y);
+                    linear(&cpu, &q, None, &y, &mut x);
+                    rope(&cpu, &mut x, heads, head_dim, &table, 700);
+                    attention(&cpu, &shape, &x, &k, &v, capacity, 700, &mut y);
+                    linear(&cpu, &up, None, &y, &mut a);
+                    gated(&cpu, Activation::Silu, &mut a, &b);
+                    linear(&cpu, &down, None, &a, &mut x);
+                    softmax(&cpu, &mut x[..d]);
+                };
+                let allocations = cpu.install(|| {
+                    // Which thread needs how much scratch at once depends on chance: warm is when a while passes without.
+                    let mut last = usize::MAX;
+                    for _ in 0..20 {
+                        let before = ALLOCATIONS.load(Ordering::Relaxed);
+                        (0..20).for_each(|_| token());
+                        last = ALLOCATIONS.load(Ordering::Relaxed) - before;
+                        if last == 0 {
+                            break;
+                        }
+                    }
+                    last
+                });
+                assert_eq!(allocations, 0, "{rows} rows with {isa} and {threads} threads");
+            }
+        }
+    }
+}
