@@ -9,7 +9,7 @@ use super::console::{Console, read_text};
 use super::options::{ModelArgs, SamplingArgs};
 use crate::Result;
 use crate::generate::{Completion, CompletionOptions, Engine, Session, SessionOptions, StopReason, Timing};
-use crate::kernels::{Cpu, read_bandwidth};
+use crate::kernels::{Cpu, read_passes};
 
 /// Bytes read to measure the bandwidth: many times any last-level cache.
 pub(super) const READ_BUFFER: usize = 512 << 20;
@@ -87,7 +87,8 @@ struct Report<'a> {
     bytes_per_token: Option<f64>,
     /// Bytes read per second while decoding, in 10^9.
     effective_gb_per_second: Option<f64>,
-    /// Read bandwidth of the machine with the same threads, in 10^9 bytes per second; only with `--bandwidth`.
+    /// Read bandwidth of the machine with the same threads, in 10^9 bytes per second, median of passes before and after;
+    /// only with `--bandwidth`.
     #[serde(skip_serializing_if = "Option::is_none")]
     read_gb_per_second: Option<f64>,
     /// `effective_gb_per_second / read_gb_per_second`; only with `--bandwidth`.
@@ -111,8 +112,10 @@ impl Generate {
             ignore_eos: self.ignore_eos,
         };
         let live = !self.json;
+        let mut passes = self.read_passes(engine.cpu());
         let done = complete(console, &mut session, &prompt, &options, live)?;
-        let read = self.bandwidth.then(|| read_bandwidth(engine.cpu(), READ_BUFFER));
+        passes.extend(self.read_passes(engine.cpu()));
+        let read = median(passes);
         let share = read.zip(done.timing.gb_per_second()).map(|(read, used)| used / read);
         if self.json {
             return console.json(&Report {
@@ -141,6 +144,11 @@ impl Generate {
         Ok(())
     }
 
+    /// Some measurements of the bandwidth, if they were asked for.
+    fn read_passes(&self, cpu: &Cpu) -> Vec<f64> {
+        if self.bandwidth { read_passes(cpu, READ_BUFFER, 5) } else { Vec::new() }
+    }
+
     fn prompt_tokens(&self, engine: &Engine) -> Result<Vec<u32>> {
         if let Some(ids) = &self.prompt_ids {
             return Ok(ids.clone());
@@ -152,6 +160,11 @@ impl Generate {
         };
         Ok(tokenizer.encode(&text, true)?)
     }
+}
+
+fn median(mut values: Vec<f64>) -> Option<f64> {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied()
 }
 
 /// A finished completion.

@@ -7,7 +7,8 @@ use super::cpu::Cpu;
 use super::isa::Kernel;
 use super::simd::Simd;
 
-/// Passes over the buffer; the fastest counts, because everything else that runs can only slow a pass down.
+/// Passes over the buffer for [`read_bandwidth`]; the fastest counts, because everything else that runs can only slow a pass
+/// down.
 const PASSES: usize = 7;
 
 struct Read<'a> {
@@ -37,6 +38,12 @@ impl Kernel for Read<'_> {
 /// Read bandwidth in GB/s (10^9 bytes) with all threads of `cpu`: best of several passes over a buffer of `bytes`, each thread
 /// reading contiguous parts. `bytes` should be several times the last-level cache; 512 MiB is enough for most machines.
 pub fn read_bandwidth(cpu: &Cpu, bytes: usize) -> f64 {
+    read_passes(cpu, bytes, PASSES).into_iter().fold(0.0, f64::max)
+}
+
+/// Read bandwidth of each of `passes` passes, in GB/s, as in [`read_bandwidth`]. For a comparison with work that runs for
+/// seconds on a machine whose bandwidth changes: take the median of passes before and after the work.
+pub fn read_passes(cpu: &Cpu, bytes: usize, passes: usize) -> Vec<f64> {
     const CHUNK: usize = 64 << 10;
     let chunks = (bytes / 4 / CHUNK).max(1);
     // Written, not only reserved: pages never written are all the same page of zeros.
@@ -46,10 +53,9 @@ pub fn read_bandwidth(cpu: &Cpu, bytes: usize) -> f64 {
         cpu.split(chunks, 1, CHUNK * 4, &|range| {
             black_box(cpu.run(Read { x: &buffer[range.start * CHUNK..range.end * CHUNK] }));
         });
-        start.elapsed().as_secs_f64()
+        (buffer.len() * 4) as f64 / start.elapsed().as_secs_f64() / 1e9
     };
-    let best = cpu.install(|| (0..PASSES).map(|_| pass()).fold(f64::INFINITY, f64::min));
-    (buffer.len() * 4) as f64 / best / 1e9
+    cpu.install(|| (0..passes).map(|_| pass()).collect())
 }
 
 struct Multiply {

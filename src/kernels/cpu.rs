@@ -124,6 +124,15 @@ impl Cpu {
         }
     }
 
+    /// Runs both, at the same time if there are threads for it: kernels that do not depend on each other then share one
+    /// wait for the slowest thread.
+    pub fn join<A: Send, B: Send>(&self, a: impl FnOnce() -> A + Send, b: impl FnOnce() -> B + Send) -> (A, B) {
+        match &self.shared.pool {
+            Some(pool) => pool.install(|| rayon::join(a, b)),
+            None => (a(), b()),
+        }
+    }
+
     /// Runs a kernel on this thread with the context's instruction set.
     #[inline]
     pub(crate) fn run<K: Kernel>(&self, kernel: K) -> K::Out {

@@ -62,7 +62,7 @@ mod testing;
 
 pub use activation::{activate, gated};
 pub use attention::{AttentionShape, attention, attention_bytes};
-pub use bandwidth::{peak_flops, read_bandwidth};
+pub use bandwidth::{peak_flops, read_bandwidth, read_passes};
 pub use cpu::{Compute, Cpu, CpuOptions};
 pub use elementwise::add_assign;
 pub use embed::embed_row;

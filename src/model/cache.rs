@@ -2,11 +2,13 @@
 
 use shadowllm_weights::ModelConfig;
 
+use crate::tensor::Buffer;
+
 /// Keys and values of one layer, each `[H_kv, capacity, d_h]`.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct LayerCache {
-    pub keys: Vec<f32>,
-    pub values: Vec<f32>,
+    pub keys: Buffer,
+    pub values: Buffer,
 }
 
 /// The key/value cache of one sequence.
@@ -76,7 +78,7 @@ impl KvCache {
         let filled = self.len * run;
         for layer in &mut self.layers {
             for store in [&mut layer.keys, &mut layer.values] {
-                let mut grown = vec![0.0; self.kv_heads * new];
+                let mut grown = Buffer::zeros(self.kv_heads * new);
                 for head in 0..self.kv_heads {
                     grown[head * new..head * new + filled].copy_from_slice(&store[head * old..head * old + filled]);
                 }

@@ -150,9 +150,8 @@ impl Model {
         let queries = sized(&mut ws.queries, rows.count * width);
         let keys = sized(&mut ws.keys, rows.count * kv_width);
         let values = sized(&mut ws.values, rows.count * kv_width);
-        q.apply(cpu, input, queries);
-        k.apply(cpu, input, keys);
-        v.apply(cpu, input, values);
+        let keys_and_values = || together(cpu, rows, || k.apply(cpu, input, keys), || v.apply(cpu, input, values));
+        together(cpu, rows, || q.apply(cpu, input, queries), keys_and_values);
         let contexts = sized(&mut ws.contexts, rows.count * width);
         let shape = AttentionShape {
             heads: self.config.heads,
@@ -211,8 +210,7 @@ impl Model {
             }
             Ffn::Gated { gate, up, down } => {
                 let ups = sized(&mut ws.up, rows.count * f);
-                gate.apply(cpu, input, inners);
-                up.apply(cpu, input, ups);
+                together(cpu, rows, || gate.apply(cpu, input, inners), || up.apply(cpu, input, ups));
                 gated(cpu, self.config.activation, inners, ups);
                 probe.inners(rows, inners);
                 down.apply(cpu, inners, block);
@@ -223,5 +221,18 @@ impl Model {
             layer.ffn_norm.apply(cpu, residual, d, block);
             residual.copy_from_slice(block);
         }
+    }
+}
+
+/// Rows up to which independent products run at the same time. Few rows are bound by memory and short, and waiting for the
+/// last thread after each product is what costs; products of many rows fill the caches, and are better alone.
+const TOGETHER: usize = 8;
+
+fn together(cpu: &Cpu, rows: Rows, a: impl FnOnce() + Send, b: impl FnOnce() + Send) {
+    if rows.count <= TOGETHER {
+        cpu.join(a, b);
+    } else {
+        a();
+        b();
     }
 }
