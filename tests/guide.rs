@@ -49,7 +49,11 @@ fn links_lead_somewhere() {
 #[test]
 fn paths_of_the_architecture_page_exist() {
     let page = read("docs/src/architecture.md");
-    let paths = page.split('`').skip(1).step_by(2).filter(|p| p.starts_with("src/") || p.starts_with("weights/") || p.starts_with("codegen/"));
+    let paths = page
+        .split('`')
+        .skip(1)
+        .step_by(2)
+        .filter(|p| p.starts_with("src/") || p.starts_with("weights/") || p.starts_with("codegen/"));
     let paths: Vec<&str> = paths.collect();
     assert!(paths.len() > 12, "only {paths:?}");
     for path in paths {
