@@ -54,7 +54,7 @@ pub enum Error {
         max: usize,
     },
     /// The checkpoint has no tokenizer, so text cannot be turned into tokens.
-    #[error("{location} has no tokenizer.json; work with token ids instead (--prompt-ids), or add the file")]
+    #[error("{location} has no tokenizer.json; work with token ids instead (--prompt-ids, --ids), or add the file")]
     NoTokenizer {
         /// The checkpoint.
         location: String,
@@ -90,6 +90,15 @@ pub enum Error {
     Windows {
         /// What does not fit, and what would.
         reason: String,
+    },
+    /// The model's logits are no numbers, so nothing can be measured with them.
+    #[error(
+        "the logits of window {window} are not finite: the forward pass broke down; \
+         check the checkpoint for NaN, infinite or wrongly converted weights"
+    )]
+    BadLogits {
+        /// Window of the text, from 0.
+        window: usize,
     },
     /// The work was interrupted on request.
     #[error("interrupted")]

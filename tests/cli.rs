@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -223,17 +223,23 @@ fn a_random_model_can_be_used() {
     assert_eq!(report["tokens"].as_array().unwrap().len(), 2);
 }
 
-#[test]
-fn chat_keeps_what_it_has_already_read() {
-    let temp = tempfile::tempdir().unwrap();
-    let model = temp.path().join("chat");
+/// The embedded model as a directory with a chat template.
+fn chat_model(into: &Path) -> String {
+    let model = into.join("chat");
     std::fs::create_dir(&model).unwrap();
     for file in ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json"] {
         std::fs::copy(format!("{ROOT}/weights/embedded/tiny-opt/{file}"), model.join(file)).unwrap();
     }
     let template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:";
     std::fs::write(model.join("chat_template.jinja"), template).unwrap();
-    let args = ["chat", "--model", model.to_str().unwrap(), "--json", "-n", "6", "--context", "80"];
+    model.to_str().unwrap().to_owned()
+}
+
+#[test]
+fn chat_keeps_what_it_has_already_read() {
+    let temp = tempfile::tempdir().unwrap();
+    let model = chat_model(temp.path());
+    let args = ["chat", "--model", &model, "--json", "-n", "6", "--context", "80"];
     let run = run_with_input(&args, "Good morning.\nWhere is the captain?\n\n/reset\nGood morning.\n/exit\nnot read\n");
     assert_eq!(run.code, Some(0), "{}", run.err);
     let turns: Vec<Value> = serde_json::Deserializer::from_str(&run.out).into_iter().collect::<Result<_, _>>().unwrap();
@@ -241,9 +247,15 @@ fn chat_keeps_what_it_has_already_read() {
     assert_eq!(turns[0]["prompt_tokens"], turns[0]["new_prompt_tokens"]);
     assert!(turns[1]["new_prompt_tokens"].as_u64() < turns[1]["prompt_tokens"].as_u64(), "{turns:?}");
     assert_eq!(turns[0]["text"], turns[2]["text"]);
-    let full = run_with_input(&args, &"A long sentence about nothing at all. ".repeat(20));
+    let long = "A long sentence about nothing at all. ".repeat(20);
+    let full = run_with_input(&args, &long);
     assert_eq!(full.code, Some(1));
-    assert!(full.err.contains("the context is full") && full.err.contains("/reset"), "{}", full.err);
+    assert_eq!(full.err.matches("the context is full").count(), 1, "{}", full.err);
+    let person =
+        run_with_input(&["chat", "--model", &model, "-n", "2", "--context", "80"], &format!("{long}\nHello.\n"));
+    assert_eq!(person.code, Some(0), "{}", person.err);
+    assert!(person.err.contains("the context is full") && person.err.contains("/reset"), "{}", person.err);
+    assert_eq!(person.out.lines().count(), 1, "only the short message has an answer: {}", person.out);
 }
 
 #[test]
@@ -281,6 +293,9 @@ fn every_mistake_has_its_message() {
     let long = "word ".repeat(600);
     let path = |p: &Path| p.to_str().unwrap().to_owned();
     let (opt, text) = (fixture("opt-pre"), path(&text));
+    let dangling = path(&base.join("dangling"));
+    #[cfg(unix)]
+    std::os::unix::fs::symlink("nowhere", &dangling).unwrap();
     let cases: &[&[&str]] = &[
         &["generate", "--model", &opt, "--prompt-ids", "5,131"],
         &["generate", "--model", &opt, "no tokenizer here"],
@@ -289,6 +304,9 @@ fn every_mistake_has_its_message() {
         &["generate", "hello", "--temperature", "-1"],
         &["generate", "hello", "--top-p", "0"],
         &["generate", "hello", "--stop", ""],
+        &["generate", "hello", "--threads", "100000"],
+        &["generate", "--prompt-ids", "5,-1"],
+        &["generate", "--model", &dangling, "--prompt-ids", "5"],
         &["generate", "hello", "--isa", "sse9"],
         &["generate", "--model", &path(&empty), "hello"],
         &["generate", "--model", "no/such-model", "hello"],
@@ -304,6 +322,7 @@ fn every_mistake_has_its_message() {
         &["eval", "perplexity", "--text", "no-such-file.txt"],
         &["logits", "--model", &opt, "--ids", "1,2", "--out", "no-such-directory/logits.safetensors"],
         &["logits", "--model", &opt, "--ids", "1,two", "--out", "x"],
+        &["logits", "--model", &opt, "--ids", "1,2", "--out", &path(base)],
         &["import", "no-such.gguf", &path(&base.join("new"))],
         &["import", "README.md", &path(&base.join("new"))],
         &["random-model", &path(&base.join("new")), "--shape", "gpt-5"],
@@ -331,4 +350,72 @@ fn a_closed_pipe_is_no_error() {
     drop(child.stdout.take());
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Sends the signal of Ctrl-C.
+#[cfg(unix)]
+fn interrupt(child: &std::process::Child) {
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_ends_a_text_and_keeps_what_is_there() {
+    let args = ["generate", "Once upon a time", "-n", "500", "--ignore-eos", "--isa", "portable", "--threads", "1"];
+    let mut child = command(&args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut begun = [0];
+    child.stdout.as_mut().unwrap().read_exact(&mut begun).unwrap();
+    interrupt(&child);
+    let output = child.wait_with_output().unwrap();
+    let err = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(130), "{err}");
+    assert!(err.contains("decoding") && err.ends_with("interrupted\n"), "{err}");
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_ends_a_chat_that_waits_for_input() {
+    let temp = tempfile::tempdir().unwrap();
+    let model = chat_model(temp.path());
+    let mut child = command(&["chat", "--model", &model, "--json", "-n", "2"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // After the first answer it waits for the second message; standard input stays open until the end.
+    let mut input = child.stdin.take().unwrap();
+    input.write_all(b"Good morning.\n").unwrap();
+    let mut first = [0];
+    child.stdout.as_mut().unwrap().read_exact(&mut first).unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(200));
+    interrupt(&child);
+    let output = child.wait_with_output().unwrap();
+    drop(input);
+    assert_eq!(output.status.code(), Some(130), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn a_broken_model_has_no_perplexity() {
+    let temp = tempfile::tempdir().unwrap();
+    let model = copy("opt-pre", temp.path());
+    let weights = model.join("model.safetensors");
+    let mut bytes = std::fs::read(&weights).unwrap();
+    let end = bytes.len();
+    bytes[end - 4000..].fill(0xff); // NaN in every type
+    std::fs::write(&weights, bytes).unwrap();
+    let run = run(&["eval", "perplexity", "--model", model.to_str().unwrap(), "--ids", "4,5,6,7", "--window", "4"]);
+    assert_eq!(run.code, Some(1), "{}", run.out);
+    assert_eq!(
+        run.err,
+        "error: the logits of window 0 are not finite: the forward pass broke down; \
+         check the checkpoint for NaN, infinite or wrongly converted weights\n"
+    );
+}
+
+#[test]
+fn a_prompt_may_come_from_standard_input() {
+    let piped = run_with_input(&["generate", "--prompt-file", "-", "-n", "4"], "Once upon a time");
+    assert_eq!(piped.code, Some(0), "{}", piped.err);
+    assert_eq!(piped.out, run(&["generate", "Once upon a time", "-n", "4"]).out);
 }

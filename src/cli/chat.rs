@@ -14,6 +14,7 @@ use crate::{Error, Result};
 /// Talk to a chat model, line by line.
 ///
 /// Every line of standard input is a message. `/reset` starts a new conversation, `/exit` or the end of input ends it.
+/// Ctrl-C ends an answer; without one, the program.
 /// Sampling follows the settings published with the model unless options say otherwise.
 #[derive(Debug, Args)]
 pub(super) struct Chat {
@@ -32,9 +33,6 @@ pub(super) struct Chat {
     #[arg(long, value_name = "N")]
     context: Option<usize>,
 
-    #[command(flatten)]
-    sampling: SamplingArgs,
-
     /// Say how fast each answer was.
     #[arg(long, short)]
     verbose: bool,
@@ -42,6 +40,10 @@ pub(super) struct Chat {
     /// Print one JSON document per answer.
     #[arg(long)]
     json: bool,
+
+    // Last: its heading is that of all options after it.
+    #[command(flatten)]
+    sampling: SamplingArgs,
 }
 
 /// What `chat --json` prints for every answer.
@@ -86,12 +88,9 @@ impl Chat {
             }
             match self.answer(console, &engine, template, &mut session, &messages, &options) {
                 Ok(answer) => messages.push(ChatMessage::assistant(answer)),
-                Err(error @ Error::ContextFull { .. }) => {
+                Err(error @ Error::ContextFull { .. }) if !self.json => {
                     messages.pop();
-                    console.note(&format!("error: {error}; or type /reset to start a new conversation"));
-                    if self.json {
-                        return Err(error);
-                    }
+                    console.note(&format!("error: {error}; type /reset to start a new conversation"));
                 }
                 Err(error) => return Err(error),
             }
@@ -135,6 +134,10 @@ impl Chat {
             if self.verbose {
                 console.note(&speed(&done.timing, engine.cpu(), None));
             }
+        }
+        if !console.is_interactive() {
+            // Nobody is there to ask something else.
+            done.complete()?;
         }
         Ok(done.text)
     }

@@ -2,10 +2,9 @@
 
 use std::cell::RefCell;
 use std::io::{self, BufRead, IsTerminal, Write};
-use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -14,28 +13,78 @@ use shadowllm_weights::Progress;
 
 use crate::{Error, Result};
 
+/// What a Ctrl-C does now. One word, so that the handler needs no lock.
+#[derive(Debug, Default)]
+struct Interrupt {
+    state: AtomicU8,
+}
+
+impl Interrupt {
+    /// Nothing would be left half-done: the program ends at once.
+    const ENDS: u8 = 0;
+    /// Somebody asks [`Interrupt::go_on`] and ends in good order.
+    const HEEDED: u8 = 1;
+    /// Ctrl-C was pressed while it is heeded.
+    const PRESSED: u8 = 2;
+
+    fn go_on(&self) -> bool {
+        self.state.load(Ordering::Relaxed) != Self::PRESSED
+    }
+
+    /// Ctrl-C was pressed: whether the program has to end now.
+    fn press(&self) -> bool {
+        let change = |from, to| self.state.compare_exchange(from, to, Ordering::Relaxed, Ordering::Relaxed);
+        change(Self::HEEDED, Self::PRESSED).is_err()
+    }
+}
+
+/// While it lives, the first Ctrl-C is noted for [`Heeded::go_on`] and only a second one ends the program.
+#[derive(Debug)]
+pub(super) struct Heeded {
+    interrupt: Arc<Interrupt>,
+}
+
+impl Heeded {
+    fn new(interrupt: &Arc<Interrupt>) -> Self {
+        interrupt.state.store(Interrupt::HEEDED, Ordering::Relaxed);
+        Heeded { interrupt: Arc::clone(interrupt) }
+    }
+
+    /// False once the user has pressed Ctrl-C.
+    pub(super) fn go_on(&self) -> bool {
+        self.interrupt.go_on()
+    }
+}
+
+impl Drop for Heeded {
+    fn drop(&mut self) {
+        self.interrupt.state.store(Interrupt::ENDS, Ordering::Relaxed);
+    }
+}
+
 /// Where a command writes.
 pub(super) struct Console {
     out: io::Stdout,
-    interrupted: Arc<AtomicBool>,
+    interrupt: Arc<Interrupt>,
 }
 
 impl Console {
     pub(super) fn new() -> Self {
-        let interrupted = Arc::new(AtomicBool::new(false));
-        let flag = Arc::clone(&interrupted);
-        // Without a handler Ctrl-C ends the program at once, which is the right thing too.
+        let interrupt = Arc::new(Interrupt::default());
+        let pressed = Arc::clone(&interrupt);
+        // Without a handler Ctrl-C ends the program at once, which is nearly the same.
         let _ = ctrlc::set_handler(move || {
-            if flag.swap(true, Ordering::Relaxed) {
+            if pressed.press() {
+                let _ = writeln!(io::stderr(), "interrupted");
                 std::process::exit(i32::from(super::EXIT_INTERRUPTED));
             }
         });
-        Console { out: io::stdout(), interrupted }
+        Console { out: io::stdout(), interrupt }
     }
 
-    /// `Break` once the user has pressed Ctrl-C. A second Ctrl-C ends the program.
-    pub(super) fn go_on(&self) -> ControlFlow<()> {
-        if self.interrupted.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    /// From here until the result is dropped Ctrl-C does not end the program but is to be asked for.
+    pub(super) fn heed_interrupts(&self) -> Heeded {
+        Heeded::new(&self.interrupt)
     }
 
     /// Writes text to standard output as it is and flushes it.
@@ -61,7 +110,7 @@ impl Console {
 
     /// Shows `prompt` if a person is typing and reads one line; `None` at the end of input.
     pub(super) fn ask(&mut self, prompt: &str) -> Result<Option<String>> {
-        if io::stdin().is_terminal() {
+        if self.is_interactive() {
             self.text(prompt)?;
         }
         let mut line = String::new();
@@ -72,7 +121,12 @@ impl Console {
 
     /// A bar for work that is counted in bytes.
     pub(super) fn bytes_progress(&self) -> BytesProgress {
-        BytesProgress { bar: RefCell::new(None), interrupted: Arc::clone(&self.interrupted) }
+        BytesProgress { bar: RefCell::new(None), heeded: self.heed_interrupts() }
+    }
+
+    /// Whether a person types the input.
+    pub(super) fn is_interactive(&self) -> bool {
+        io::stdin().is_terminal()
     }
 
     /// A bar over `total` units on standard error; invisible if that is no terminal.
@@ -95,15 +149,22 @@ pub(super) fn is_closed_pipe(error: &Error) -> bool {
     matches!(error, Error::Io { source, .. } if source.kind() == io::ErrorKind::BrokenPipe)
 }
 
-/// Reads a text file.
+/// Reads a text file; `-` is standard input.
 pub(super) fn read_text(path: &Path) -> Result<String> {
+    if path == Path::new("-") {
+        return io::read_to_string(io::stdin()).map_err(|source| Error::Io {
+            action: "read",
+            path: "standard input".into(),
+            source,
+        });
+    }
     std::fs::read_to_string(path).map_err(|source| Error::Io { action: "read", path: path.to_owned(), source })
 }
 
 /// Shows downloads and imports as a bar; Ctrl-C ends them.
 pub(super) struct BytesProgress {
     bar: RefCell<Option<ProgressBar>>,
-    interrupted: Arc<AtomicBool>,
+    heeded: Heeded,
 }
 
 const BYTES: &str = "{msg:30!} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} {eta}";
@@ -133,6 +194,6 @@ impl Progress for BytesProgress {
     }
 
     fn go_on(&self) -> bool {
-        !self.interrupted.load(Ordering::Relaxed)
+        self.heeded.go_on()
     }
 }

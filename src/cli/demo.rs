@@ -30,6 +30,7 @@ pub(super) fn run(console: &mut Console) -> Result<()> {
         console.text(&format!("\n> {prompt}"))?;
         let done = complete(console, &mut session, &ids, &options, true)?;
         console.line(&format!("\n[{}]", speed(&done.timing, engine.cpu(), None)))?;
+        done.complete()?;
     }
     console.line(&format!(
         "\nThis machine reads {read:.1} GB/s from memory; the model's {:.1} MB stay in the cache.\n\

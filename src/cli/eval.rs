@@ -1,12 +1,13 @@
 //! `shadowllm eval`: quality of a model.
 
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
 use super::console::{Console, read_text};
-use super::options::ModelArgs;
+use super::options::{ModelArgs, token_id};
 use crate::Result;
 use crate::eval::{Perplexity, Windows, perplexity};
 
@@ -26,19 +27,20 @@ impl Eval {
 
 /// Perplexity per token of a text, in windows that do not overlap.
 ///
-/// The text is tokenised once, without special tokens, and cut into windows. Each runs on its own from position 0 and all its tokens but
-/// the first are scored.
+/// The text is tokenised once, without special tokens, and cut into windows. Each runs on its own from position 0 and all
+/// its tokens but the first are scored.
 #[derive(Debug, Args)]
 pub(super) struct PerplexityCommand {
     #[command(flatten)]
     model: ModelArgs,
 
-    /// Text file (UTF-8).
+    /// Text file (UTF-8); - for standard input.
     #[arg(long, value_name = "FILE", required_unless_present = "ids")]
     text: Option<PathBuf>,
 
     /// Token ids instead of a text, for models without a tokenizer.
-    #[arg(long, value_name = "ID,ID,...", value_delimiter = ',', conflicts_with = "text")]
+    #[arg(long, value_name = "ID,ID,...", value_delimiter = ',', value_parser = token_id, allow_negative_numbers = true,
+        conflicts_with = "text")]
     ids: Option<Vec<u32>>,
 
     /// Tokens of one window [default: 1024, or the model's context if that is shorter].
@@ -85,7 +87,7 @@ impl PerplexityCommand {
         let result = perplexity(&engine, &tokens, windows, &mut |so_far| {
             bar.set_message(format!("{:.3}", so_far.perplexity));
             bar.inc(1);
-            console.go_on()
+            ControlFlow::Continue(())
         })?;
         bar.finish_and_clear();
         let tokens_per_second = result.tokens as f64 / start.elapsed().as_secs_f64();

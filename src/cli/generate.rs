@@ -6,10 +6,10 @@ use clap::Args;
 use serde::Serialize;
 
 use super::console::{Console, read_text};
-use super::options::{ModelArgs, SamplingArgs};
-use crate::Result;
+use super::options::{ModelArgs, SamplingArgs, token_id};
 use crate::generate::{Completion, CompletionOptions, Engine, Session, SessionOptions, StopReason, Timing};
 use crate::kernels::{Cpu, read_passes};
+use crate::{Error, Result};
 
 /// Bytes read to measure the bandwidth: many times any last-level cache.
 pub(super) const READ_BUFFER: usize = 512 << 20;
@@ -28,12 +28,13 @@ pub(super) struct Generate {
     #[arg(long = "prompt", value_name = "PROMPT", conflicts_with = "prompt")]
     prompt_option: Option<String>,
 
-    /// File with the text to continue.
+    /// File with the text to continue; - for standard input.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "prompt_option"])]
     prompt_file: Option<PathBuf>,
 
     /// Token ids to continue, used as they are; for models without a tokenizer.
-    #[arg(long, value_name = "ID,ID,...", value_delimiter = ',', conflicts_with_all = ["prompt", "prompt_option", "prompt_file"])]
+    #[arg(long, value_name = "ID,ID,...", value_delimiter = ',', value_parser = token_id, allow_negative_numbers = true,
+        conflicts_with_all = ["prompt", "prompt_option", "prompt_file"])]
     prompt_ids: Option<Vec<u32>>,
 
     /// Most tokens to generate.
@@ -52,9 +53,6 @@ pub(super) struct Generate {
     #[arg(long)]
     ignore_eos: bool,
 
-    #[command(flatten)]
-    sampling: SamplingArgs,
-
     /// Also measure the memory bandwidth of this machine, to compare with.
     #[arg(long)]
     bandwidth: bool,
@@ -62,6 +60,10 @@ pub(super) struct Generate {
     /// Print one JSON document instead of the text as it comes.
     #[arg(long)]
     json: bool,
+
+    // Last: its heading is that of all options after it.
+    #[command(flatten)]
+    sampling: SamplingArgs,
 }
 
 /// What `generate --json` prints.
@@ -73,7 +75,7 @@ struct Report<'a> {
     text: Option<&'a str>,
     /// Ids of the tokens generated.
     tokens: &'a [u32],
-    /// What ended the text: `eos`, `stop_string`, `max_tokens`, `context_full`.
+    /// What ended the text: `eos`, `stop_string`, `max_tokens`, `context_full`; `null` if the user did.
     stop_reason: Option<StopReason>,
     /// Number of prompt tokens.
     prompt_tokens: usize,
@@ -120,7 +122,7 @@ impl Generate {
         let read = median(passes);
         let share = read.zip(done.timing.gb_per_second()).map(|(read, used)| used / read);
         if self.json {
-            return console.json(&Report {
+            console.json(&Report {
                 model: engine.location(),
                 text: engine.text().tokenizer.is_some().then_some(done.text.as_str()),
                 tokens: &done.tokens,
@@ -136,15 +138,16 @@ impl Generate {
                 isa: engine.cpu().isa().to_string(),
                 threads: engine.cpu().threads(),
                 compute: engine.cpu().compute().name(),
-            });
+            })?;
+        } else {
+            console.line("")?;
+            if done.reason == Some(StopReason::ContextFull) {
+                let context = session.tokens().len();
+                console.note(&format!("stopped: the context of {context} tokens is full"));
+            }
+            console.note(&speed(&done.timing, engine.cpu(), read));
         }
-        console.line("")?;
-        if done.reason == Some(StopReason::ContextFull) {
-            let context = session.tokens().len();
-            console.note(&format!("stopped: the context of {context} tokens is full"));
-        }
-        console.note(&speed(&done.timing, engine.cpu(), read));
-        Ok(())
+        done.complete()
     }
 
     /// Some measurements of the bandwidth, if they were asked for.
@@ -174,8 +177,16 @@ fn median(mut values: Vec<f64>) -> Option<f64> {
 pub(super) struct Done {
     pub text: String,
     pub tokens: Vec<u32>,
+    /// `None` if the user interrupted it.
     pub reason: Option<StopReason>,
     pub timing: Timing,
+}
+
+impl Done {
+    /// [`Error::Interrupted`] if the user ended it.
+    pub(super) fn complete(&self) -> Result<()> {
+        self.reason.map(drop).ok_or(Error::Interrupted)
+    }
 }
 
 /// Generates on `session`; with `live` the text, or the ids where there is no tokenizer, goes to standard output as it
@@ -190,7 +201,8 @@ pub(super) fn complete(
     let has_text = session.engine().text().tokenizer.is_some();
     let mut completion = Completion::start(session, prompt, options)?;
     let mut text = String::new();
-    while console.go_on().is_continue() {
+    let heeded = console.heed_interrupts();
+    while heeded.go_on() {
         let Some(piece) = completion.next_token()? else { break };
         text.push_str(piece.text);
         if live && has_text {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use clap::Args;
 use serde::Serialize;
-use shadowllm_weights::{Checkpoint, ModelConfig, Positions, RopeScaling};
+use shadowllm_weights::{Activation, Checkpoint, ModelConfig, NormKind, NormPlacement, Positions, RopeScaling};
 
 use super::console::Console;
 use super::options::ModelArgs;
@@ -161,8 +161,8 @@ impl Config {
             vocab: c.vocab,
             max_positions: c.max_positions,
             embed_dim: c.embed_dim,
-            norm: format!("{:?}, {:?}", c.norm, c.norm_placement),
-            activation: format!("{:?}", c.activation),
+            norm: norm(c),
+            activation: activation(c.activation).to_owned(),
             gated: c.gated,
             positions: match c.positions {
                 Positions::Learned { offset } => format!("learned, offset {offset}"),
@@ -179,6 +179,30 @@ impl Config {
     }
 }
 
+/// Kind and place of the norms, as the report names them.
+fn norm(c: &ModelConfig) -> String {
+    let kind = match c.norm {
+        NormKind::LayerNorm { affine: true } => "layer norm",
+        NormKind::LayerNorm { affine: false } => "layer norm without weights",
+        NormKind::RmsNorm => "rms norm",
+    };
+    let place = match c.norm_placement {
+        NormPlacement::Pre => "before",
+        NormPlacement::Post => "after",
+    };
+    format!("{kind} {place} each block")
+}
+
+/// The non-linearity, as the report names it.
+fn activation(of: Activation) -> &'static str {
+    match of {
+        Activation::Relu => "relu",
+        Activation::Gelu => "gelu",
+        Activation::GeluTanh => "gelu_tanh",
+        Activation::Silu => "silu",
+    }
+}
+
 impl Report {
     fn print(&self, console: &mut Console) -> Result<()> {
         let c = &self.config;
@@ -192,8 +216,9 @@ impl Report {
             ("norm", c.norm.clone()),
             ("positions", format!("{}, context {}", c.positions, c.max_positions)),
         ];
-        let windows: Vec<_> = c.windows.iter().flatten().map(usize::to_string).collect();
-        if !windows.is_empty() {
+        if c.windows != [None] {
+            let windows = c.windows.iter().map(|w| w.map_or("none in some layers".to_owned(), |w| w.to_string()));
+            let windows: Vec<_> = windows.rev().collect();
             rows.push(("sliding window", windows.join(", ")));
         }
         let types: Vec<_> = self.tensor_bytes.iter().map(|(t, &b)| format!("{t} {:.1} MiB", mib(b))).collect();

@@ -9,7 +9,7 @@ use serde::Serialize;
 use shadowllm_weights::{DType, SafetensorsWriter, TensorSpec};
 
 use super::console::Console;
-use super::options::ModelArgs;
+use super::options::{ModelArgs, token_id};
 use crate::generate::SessionOptions;
 use crate::{Error, Result};
 
@@ -20,7 +20,8 @@ pub(super) struct Logits {
     model: ModelArgs,
 
     /// Token ids, used as they are.
-    #[arg(long, value_name = "ID,ID,...", value_delimiter = ',', required_unless_present = "text")]
+    #[arg(long, value_name = "ID,ID,...", value_delimiter = ',', value_parser = token_id, allow_negative_numbers = true,
+        required_unless_present = "text")]
     ids: Option<Vec<u32>>,
 
     /// A text, tokenised with the model's special tokens.
@@ -66,6 +67,8 @@ impl Logits {
             rows.extend_from_slice(logits);
             ControlFlow::Continue(())
         })?;
+        // From here to the end Ctrl-C would leave a temporary file.
+        let _heeded = console.heed_interrupts();
         let mut file = SafetensorsWriter::create(&self.out, &[spec], &BTreeMap::new())?;
         file.write("logits", bytemuck::cast_slice(&rows))?;
         file.finish()?;

@@ -1,7 +1,5 @@
 //! Options that several commands share.
 
-use std::num::NonZeroUsize;
-
 use clap::Args;
 use shadowllm_weights::{Checkpoint, ModelSource};
 
@@ -26,8 +24,8 @@ pub(super) struct ModelArgs {
 #[derive(Clone, Debug, Args)]
 pub(super) struct CpuArgs {
     /// Threads to use [default: the processor's cores].
-    #[arg(long, value_name = "N")]
-    pub threads: Option<NonZeroUsize>,
+    #[arg(long, value_name = "N", value_parser = parse_threads)]
+    pub threads: Option<usize>,
 
     /// Instruction set: portable, avx2 or avx512 [default: $SHADOWLLM_ISA or the best that the processor has].
     #[arg(long, value_name = "ISA")]
@@ -39,14 +37,25 @@ pub(super) struct CpuArgs {
     pub compute: Option<Compute>,
 }
 
+/// Far more than any processor's cores; a system may hang on starting as many as a typing error asks for.
+const MAX_THREADS: usize = 1024;
+
+fn parse_threads(text: &str) -> Result<usize, String> {
+    let threads = text.parse().ok().filter(|n| (1..=MAX_THREADS).contains(n));
+    threads.ok_or_else(|| format!("expected a number from 1 to {MAX_THREADS}"))
+}
+
+/// One id of a list; spaces around it are as good as none.
+pub(super) fn token_id(text: &str) -> Result<u32, String> {
+    text.trim()
+        .parse()
+        .map_err(|_| format!("expected token ids, numbers from 0 to {}, with commas between them", u32::MAX))
+}
+
 impl CpuArgs {
     /// The options given, with the command's default for the rest.
     pub(super) fn options(&self, compute: Compute) -> CpuOptions {
-        CpuOptions {
-            isa: self.isa,
-            threads: self.threads.map(NonZeroUsize::get),
-            compute: self.compute.unwrap_or(compute),
-        }
+        CpuOptions { isa: self.isa, threads: self.threads, compute: self.compute.unwrap_or(compute) }
     }
 }
 
@@ -73,7 +82,7 @@ impl ModelArgs {
 #[command(next_help_heading = "Sampling")]
 pub(super) struct SamplingArgs {
     /// 0 takes the most likely token every time; higher is more varied.
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
     temperature: Option<f32>,
 
     /// Only the K most likely tokens; 0 for all.
@@ -81,15 +90,15 @@ pub(super) struct SamplingArgs {
     top_k: Option<usize>,
 
     /// Only the most likely tokens that together have probability P; 1 for all.
-    #[arg(long, value_name = "P")]
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
     top_p: Option<f32>,
 
     /// Only tokens at least P times as likely as the most likely one; 0 for all.
-    #[arg(long, value_name = "P")]
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
     min_p: Option<f32>,
 
     /// Makes tokens that occurred already less likely; 1 does nothing.
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
     repetition_penalty: Option<f32>,
 
     /// Seed of the random choice; the same seed gives the same text [default: 0].

@@ -80,7 +80,8 @@ impl Windows {
 /// Scores `tokens` window by window. `progress(windows done, result so far)` is called after each and may stop the work.
 ///
 /// # Errors
-/// [`Error::Windows`] if the text cannot be cut so, [`Error::TokenOutOfRange`], [`Error::Interrupted`].
+/// [`Error::Windows`] if the text cannot be cut so, [`Error::TokenOutOfRange`], [`Error::BadLogits`],
+/// [`Error::Interrupted`].
 pub fn perplexity(
     engine: &Engine,
     tokens: &[u32],
@@ -90,7 +91,7 @@ pub fn perplexity(
     let cut = windows.cut(tokens, engine.config().max_positions)?;
     let mut session = engine.session(SessionOptions { context: Some(windows.size) })?;
     let mut done = Vec::with_capacity(cut.len());
-    for window in cut {
+    for (index, window) in cut.into_iter().enumerate() {
         session.truncate(0);
         let mut nll = 0.0;
         session.score(window, 0, &mut |index, logits| {
@@ -99,6 +100,9 @@ pub fn perplexity(
             }
             ControlFlow::Continue(())
         })?;
+        if !nll.is_finite() {
+            return Err(Error::BadLogits { window: index });
+        }
         done.push(WindowNll { nll, tokens: window.len() - 1 });
         let so_far = Perplexity::of(done.clone());
         if progress(&so_far).is_break() {

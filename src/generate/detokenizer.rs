@@ -345,7 +345,7 @@ mod tests {
             found.to_string(),
             "tokenizer.json has the decoder {\"type\":\"WordPiece\",\"prefix\":\"##\",\"cleanup\":true}, which is not \
              supported: expected ByteLevel, Metaspace or the Replace, ByteFallback, Fuse, Strip sequence of OPT and \
-             Llama-family models; work with token ids instead"
+             Llama-family models; without the file the model works on token ids"
         );
         for decoder in [
             json!({"type": "Sequence", "decoders": [{"type": "Strip", "content": " ", "start": 1, "stop": 0}]}),

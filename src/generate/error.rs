@@ -84,7 +84,7 @@ pub enum GenerateError {
     /// The tokenizer turns tokens into text by a method this engine does not have.
     #[error(
         "tokenizer.json has the decoder {found}, which is not supported: expected ByteLevel, Metaspace or the \
-         Replace, ByteFallback, Fuse, Strip sequence of OPT and Llama-family models; work with token ids instead"
+         Replace, ByteFallback, Fuse, Strip sequence of OPT and Llama-family models; without the file the model works on token ids"
     )]
     UnsupportedDecoder {
         /// The decoder as it stands in the file.

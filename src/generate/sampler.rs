@@ -153,7 +153,9 @@ impl Sampler {
             if *seen != self.round {
                 *seen = self.round;
                 let score = &mut self.scores[id as usize];
-                *score = if *score > 0.0 { *score / penalty } else { *score * penalty };
+                let penalised = if *score > 0.0 { *score / penalty } else { *score * penalty };
+                // An extreme penalty must not turn a sound logit into an infinite one.
+                *score = if score.is_finite() { penalised.clamp(f32::MIN, f32::MAX) } else { penalised };
             }
         }
         Ok(())
@@ -227,6 +229,15 @@ mod tests {
 
     fn sampler(options: SamplerOptions) -> Sampler {
         Sampler::new(options).unwrap()
+    }
+
+    #[test]
+    fn an_extreme_penalty_leaves_logits_finite() {
+        let greedy = |penalty, logits: &[f32]| {
+            sampler(SamplerOptions { repetition_penalty: penalty, ..SamplerOptions::default() }).sample(logits, &[0, 1])
+        };
+        assert_eq!(greedy(1e-38, &[3.0, -1.0, 9.0]).unwrap(), 0);
+        assert_eq!(greedy(f32::MAX, &[-3.0, -1.0]).unwrap(), 1);
     }
 
     /// Hugging Face's processors one after the other, with full sorts and no shortcuts.

@@ -84,7 +84,7 @@ impl Session {
         self.cache.bytes()
     }
 
-    /// Logits (`[V]`) after the last token of the last [`Session::prefill`] or [`Session::step`]; zeros before.
+    /// Logits (`[V]`) that were computed last, by [`Session::prefill`], [`Session::step`] or [`Session::score`]; zeros before.
     pub fn logits(&self) -> &[f32] {
         &self.logits
     }

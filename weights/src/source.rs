@@ -50,7 +50,10 @@ impl ModelSource {
             }));
         }
         let (repo, revision) = given.split_once('@').unwrap_or((given, "main"));
-        let is_path = given.starts_with(['/', '.', '~', '\\']) || repo.ends_with('/') || repo.matches('/').count() > 1;
+        let is_path = path.is_symlink()
+            || given.starts_with(['/', '.', '~', '\\'])
+            || repo.ends_with('/')
+            || repo.matches('/').count() > 1;
         if is_path {
             return Err(wrong("there is no such directory"));
         }

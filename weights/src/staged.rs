@@ -1,6 +1,7 @@
 //! A new directory that appears whole or not at all.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use crate::writer::Temporary;
@@ -18,15 +19,26 @@ impl StagedDirectory {
     /// Starts a directory that will be `target`. `target` must not exist or be empty; its parents are made.
     ///
     /// # Errors
-    /// [`Error::OutputExists`] if there is something at `target`, [`Error::Io`] if directories cannot be made.
+    /// [`Error::OutputExists`] if there is something at `target`, [`Error::Io`] if directories cannot be made or `target`
+    /// ends in no name that could be given to one (`.`, `..`, `/`).
     pub fn create(target: &Path) -> Result<Self> {
         check_empty(target)?;
+        if target.file_name().is_none() {
+            let reason = "it ends in no name for a new directory";
+            return Err(Error::io("create", target, std::io::Error::new(ErrorKind::InvalidInput, reason)));
+        }
+        // A link to an empty directory: the directory is replaced, the link stays.
+        let target = if target.is_symlink() {
+            fs::canonicalize(target).map_err(|e| Error::io("open", target, e))?
+        } else {
+            target.to_owned()
+        };
         if let Some(parent) = target.parent() {
             fs::create_dir_all(parent).map_err(|source| Error::io("create", parent, source))?;
         }
-        let temporary = Temporary::beside(target);
+        let temporary = Temporary::beside(&target);
         fs::create_dir(temporary.path()).map_err(|source| Error::io("create", temporary.path(), source))?;
-        Ok(StagedDirectory { temporary, target: target.to_owned() })
+        Ok(StagedDirectory { temporary, target })
     }
 
     /// Where the files go until the end.
@@ -73,7 +85,54 @@ fn check_empty(target: &Path) -> Result<()> {
     let exists = || Error::OutputExists { path: target.to_owned() };
     match fs::read_dir(target) {
         Ok(mut entries) => entries.next().map_or(Ok(()), |_| Err(exists())),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Err(_) => Err(exists()),
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
+        Err(_) if target.exists() => Err(exists()),
+        Err(source) => Err(Error::io("create", target, source)),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn make(target: &Path) -> Result<()> {
+        let staged = StagedDirectory::create(target)?;
+        staged.write("a", b"1")?;
+        staged.finish()
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_link_to_an_empty_directory_stays_a_link() {
+        let base = tempfile::tempdir().unwrap();
+        let (real, link) = (base.path().join("real"), base.path().join("link"));
+        fs::create_dir(&real).unwrap();
+        std::os::unix::fs::symlink("real", &link).unwrap();
+        make(&link).unwrap();
+        assert!(link.is_symlink());
+        assert_eq!(fs::read(real.join("a")).unwrap(), b"1");
+    }
+
+    #[test]
+    fn what_cannot_be_made_is_refused_before_any_work() {
+        let base = tempfile::tempdir().unwrap();
+        fs::write(base.path().join("file"), "").unwrap();
+        fs::create_dir(base.path().join("empty")).unwrap();
+        for (name, reason) in [
+            (
+                "file",
+                "BASE/file exists and is not an empty directory; choose another name or remove it; nothing was changed",
+            ),
+            ("file/x", "cannot create BASE/file/x: Not a directory (os error 20)"),
+            ("new/..", "cannot create BASE/new/..: it ends in no name for a new directory"),
+            (
+                "empty/..",
+                "BASE/empty/.. exists and is not an empty directory; choose another name or remove it; nothing was changed",
+            ),
+        ] {
+            let error = StagedDirectory::create(&base.path().join(name)).unwrap_err().to_string();
+            assert_eq!(error.replace(&base.path().display().to_string(), "BASE"), reason);
+        }
     }
 }

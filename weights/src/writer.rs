@@ -62,6 +62,17 @@ impl Temporary {
         &self.path
     }
 
+    /// Refuses a target that is there but no regular file: renaming would put a file in the place of a device or pipe.
+    ///
+    /// # Errors
+    /// [`Error::NotAFile`].
+    fn check_target(&self) -> Result<()> {
+        match fs::metadata(&self.target) {
+            Ok(there) if !there.is_file() => Err(Error::NotAFile { path: self.target.clone() }),
+            _ => Ok(()),
+        }
+    }
+
     /// Renames to the target and makes the rename durable.
     pub(crate) fn keep(mut self) -> std::io::Result<()> {
         fs::rename(&self.path, &self.target)?;
@@ -92,10 +103,11 @@ fn sync_directory(path: &Path) {
 /// Writes a small file in one go: temporary name, flush, rename.
 ///
 /// # Errors
-/// [`Error::Write`] if any step fails. What was at `path` before is then still there.
+/// [`Error::Write`] if any step fails, [`Error::NotAFile`] if there is a directory, device or pipe at `path`. What was at `path` before is then still there.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     let fail = |source| Error::Write { path: path.to_owned(), needed: bytes.len() as u64, source };
     let temporary = Temporary::beside(path);
+    temporary.check_target()?;
     let mut file = File::create(temporary.path()).map_err(fail)?;
     file.write_all(bytes).and_then(|()| file.sync_all()).map_err(fail)?;
     drop(file);
@@ -144,9 +156,11 @@ impl SafetensorsWriter {
     /// `metadata` becomes the header's `__metadata__`.
     ///
     /// # Errors
-    /// [`Error::DuplicateTensor`], [`Error::TensorSize`] for a shape beyond the address space, [`Error::Write`].
+    /// [`Error::DuplicateTensor`], [`Error::TensorSize`] for a shape beyond the address space, [`Error::Write`],
+    /// [`Error::NotAFile`] if there is a directory, device or pipe at `path`.
     pub fn create(path: &Path, specs: &[TensorSpec], metadata: &BTreeMap<String, String>) -> Result<Self> {
         let temporary = Temporary::beside(path);
+        temporary.check_target()?;
         let file = File::create(temporary.path()).map_err(|source| Error::Write {
             path: path.to_owned(),
             needed: Layout::of(path, specs, metadata).map_or(0, |l| l.needed),
@@ -454,6 +468,22 @@ mod tests {
         let error = SafetensorsWriter::create(&path, &[spec("a", DType::F32, &[2])], &no_metadata()).unwrap_err();
         assert!(error.to_string().contains("No such file or directory"), "{error}");
         assert!(write_atomic(&path, b"x").is_err());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn devices_pipes_and_directories_are_not_replaced() {
+        let directory = tempfile::tempdir().unwrap();
+        let link = directory.path().join("link");
+        std::os::unix::fs::symlink("/dev/null", &link).unwrap();
+        for path in [link.as_path(), directory.path()] {
+            let specs = [spec("a", DType::F32, &[2])];
+            let error = SafetensorsWriter::create(path, &specs, &no_metadata()).unwrap_err().to_string();
+            assert_eq!(error, format!("{} is not a regular file", path.display()));
+            assert_eq!(write_atomic(path, b"x").unwrap_err().to_string(), error);
+        }
+        assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+        assert_eq!(entries(directory.path()), ["link"]);
     }
 
     #[test]

@@ -5,7 +5,6 @@
 //! the end: it is there whole or not at all.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -16,7 +15,7 @@ use super::problem::GgufProblem;
 use super::reader::Gguf;
 use super::tensors::{self, Plan};
 use super::tokenizer::{TokenizerFiles, tokenizer};
-use crate::{DType, Error, Progress, Result, SafetensorsWriter, StagedDirectory};
+use crate::{DType, Error, Progress, Result, SafetensorsWriter, StagedDirectory, files};
 
 /// What an import did.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -66,16 +65,9 @@ struct Prepared<'a> {
 /// [`Error::Gguf`] says what is wrong with the file, [`Error::OutputExists`], [`Error::Io`], and [`Error::Write`] if the disk
 /// is full.
 pub fn import(gguf: &Path, out_dir: &Path, dtype: DType, progress: &dyn Progress) -> Result<ImportReport> {
-    let io = |action| move |source| Error::io(action, gguf, source);
-    let file = File::open(gguf).map_err(io("open"))?;
-    if file.metadata().map_err(io("open"))?.is_dir() {
-        return Err(io("open")(std::io::ErrorKind::IsADirectory.into()));
-    }
-    // SAFETY: the mapping is private to this function and read only. Nothing can stop another process from truncating the
-    // file meanwhile, which is why the function's documentation forbids it.
-    let map = unsafe { memmap2::Mmap::map(&file) }.map_err(io("map"))?;
+    let map = files::map(gguf)?;
     let problem = |problem: GgufProblem| Error::Gguf { path: gguf.to_owned(), problem };
-    let parsed = Gguf::parse(&map).map_err(problem)?;
+    let parsed = Gguf::parse(map.bytes()).map_err(problem)?;
     let prepared = prepare(&parsed, dtype).map_err(problem)?;
 
     let staged = StagedDirectory::create(out_dir)?;
