@@ -65,7 +65,7 @@ struct Turn<'a> {
 
 impl Chat {
     pub(super) fn run(self, console: &mut Console) -> Result<()> {
-        let engine = self.model.engine(console)?;
+        let engine = self.model.fast_engine(console)?;
         engine.tokenizer()?;
         let template = engine.chat_template()?;
         let options = CompletionOptions {

@@ -4,14 +4,15 @@ use super::console::Console;
 use super::generate::{READ_BUFFER, complete, speed};
 use crate::Result;
 use crate::generate::{CompletionOptions, Engine, EngineOptions, SessionOptions};
-use crate::kernels::read_bandwidth;
+use crate::kernels::{Compute, CpuOptions, read_bandwidth};
 
 const PROMPTS: [&str; 3] = ["Once upon a time", "The captain looked at the sea and", "\"My dear sir,\" said"];
 
 const TOKENS: usize = 64;
 
 pub(super) fn run(console: &mut Console) -> Result<()> {
-    let engine = Engine::open("embedded", EngineOptions::default())?;
+    let options = EngineOptions { cpu: CpuOptions { compute: Compute::Bf16, ..CpuOptions::default() } };
+    let engine = Engine::open("embedded", options)?;
     let config = engine.config();
     console.line(&format!(
         "{}: {} layers, {} heads, {} neurons each, {:.1} M parameters",

@@ -100,11 +100,13 @@ struct Report<'a> {
     isa: String,
     /// Threads.
     threads: usize,
+    /// Precision of products with many prompt tokens, where the weights are bf16.
+    compute: &'static str,
 }
 
 impl Generate {
     pub(super) fn run(self, console: &mut Console) -> Result<()> {
-        let engine = self.model.engine(console)?;
+        let engine = self.model.fast_engine(console)?;
         let prompt = self.prompt_tokens(&engine)?;
         let mut session = engine.session(SessionOptions { context: self.context })?;
         let options = CompletionOptions {
@@ -135,6 +137,7 @@ impl Generate {
                 bandwidth_share: share,
                 isa: engine.cpu().isa().to_string(),
                 threads: engine.cpu().threads(),
+                compute: engine.cpu().compute().name(),
             })?;
         } else {
             console.line("")?;

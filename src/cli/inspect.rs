@@ -10,6 +10,7 @@ use super::console::Console;
 use super::options::ModelArgs;
 use crate::Result;
 use crate::generate::{Engine, EngineOptions};
+use crate::kernels::Compute;
 use crate::model::ActiveBytes;
 
 /// Show a model's configuration, tensors and bytes, and what the engine will run it with.
@@ -101,7 +102,7 @@ struct TensorReport {
 impl Inspect {
     pub(super) fn run(self, console: &mut Console) -> Result<()> {
         let checkpoint = self.model.checkpoint(console)?;
-        let engine = Engine::load(&checkpoint, EngineOptions { cpu: self.model.cpu.options() })?;
+        let engine = Engine::load(&checkpoint, EngineOptions { cpu: self.model.cpu.options(Compute::Bf16) })?;
         let report = self.report(&checkpoint, &engine);
         if self.json { console.json(&report) } else { report.print(console) }
     }

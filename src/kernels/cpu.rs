@@ -18,9 +18,29 @@ pub enum Compute {
     /// Activations and weights as they are, products in `f32`.
     #[default]
     F32,
-    /// Activations and weights rounded to `bf16` (nearest even) before they are multiplied, sums in `f32`. Uses the
-    /// processor's `bf16` instructions where they exist and rounds the same way where they do not.
+    /// Activations that are multiplied with `bf16` weights are rounded to `bf16` first (nearest even), sums in `f32`; other
+    /// weights as with [`Compute::F32`]. Uses the processor's `bf16` instructions where they exist and rounds the same way
+    /// where they do not.
     Bf16,
+}
+
+impl Compute {
+    /// Name used on the command line and in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Compute::F32 => "f32",
+            Compute::Bf16 => "bf16",
+        }
+    }
+}
+
+impl std::str::FromStr for Compute {
+    type Err = KernelError;
+
+    fn from_str(name: &str) -> Result<Self, KernelError> {
+        let known = [Compute::F32, Compute::Bf16].into_iter().find(|c| c.name() == name);
+        known.ok_or_else(|| KernelError::UnknownCompute { name: name.to_owned() })
+    }
 }
 
 /// How to make a [`Cpu`].
@@ -317,7 +337,8 @@ mod tests {
         assert_eq!(name("linear f16, 48 rows or more"), Some("portable-f16xf32-tile6x16"));
         assert_eq!(name("attention, 1 row"), Some("portable-f32-pieces256"));
         let rounded = Cpu::new(&CpuOptions { compute: Compute::Bf16, ..options }).unwrap().kernel_names();
-        assert!(rounded.contains(&("linear f32, 32 rows or more".into(), "portable-bf16xbf16-tile6x16".into())));
+        assert!(rounded.contains(&("linear f32, 48 rows or more".into(), "portable-f32xf32-tile6x16".into())));
+        assert!(rounded.contains(&("linear bf16, 32 rows or more".into(), "portable-bf16xbf16-tile6x16".into())));
     }
 
     #[test]

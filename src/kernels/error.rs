@@ -20,6 +20,12 @@ pub enum KernelError {
         /// What the processor has, comma-separated.
         available: String,
     },
+    /// A precision of products that there is none of was named.
+    #[error("unknown precision {name:?}; expected f32 or bf16")]
+    UnknownCompute {
+        /// The name as given.
+        name: String,
+    },
     /// Zero threads were asked for.
     #[error("0 threads were asked for; at least 1 is needed")]
     NoThreads,

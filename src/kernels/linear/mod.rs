@@ -34,19 +34,24 @@ const BF16_ROWS: usize = 32;
 
 /// Rows from which the blocked product is used. Measured: as long as `x` stays in the second-level cache the loop over rows is
 /// as fast with 32 registers (90 % of the peak from 8 rows on), and it needs no packing; with 16 registers it reaches 70 %.
-fn gemm_rows(cpu: &Cpu) -> usize {
-    match (cpu.compute(), cpu.geometry().registers) {
+fn gemm_rows(cpu: &Cpu, dtype: DType) -> usize {
+    match (compute(cpu, dtype), cpu.geometry().registers) {
         (Compute::Bf16, _) => BF16_ROWS,
         (Compute::F32, 32..) => 96,
         (Compute::F32, _) => 48,
     }
 }
 
+/// Precision of the products with weights of a type: only `bf16` weights lose nothing by it.
+fn compute(cpu: &Cpu, dtype: DType) -> Compute {
+    if dtype == DType::BF16 { cpu.compute() } else { Compute::F32 }
+}
+
 /// Multiplies every row of `x` with every row of `w`.
 ///
 /// `w` `[N, K]`, `bias` `[N]`, `x` `[T, K]`, `out` `[T, N]`: `out[t][n] = sum_k x[t][k] * w[n][k] + bias[n]`, accumulated in
-/// `f32`: `|error| <= (K/8 + 16) * 2^-23 * (sum_k |x[t][k] * w[n][k]| + |bias[n]|)`. With [`Compute::Bf16`] and at least
-/// 32 rows both factors are rounded to `bf16` first.
+/// `f32`: `|error| <= (K/8 + 16) * 2^-23 * (sum_k |x[t][k] * w[n][k]| + |bias[n]|)`. With [`Compute::Bf16`], `bf16`
+/// weights and at least 32 rows, `x` is rounded to `bf16` first.
 ///
 /// # Panics
 /// If the lengths do not fit: `x.len() == T * K`, `out.len() == T * N`, `bias.len() == N`.
@@ -72,14 +77,15 @@ pub fn linear_bytes(w: &Matrix, rows_of_x: usize) -> u64 {
 
 /// Names of the kernels that [`linear`] runs, for each weight type.
 pub(super) fn names(cpu: &Cpu) -> Vec<(String, String)> {
-    let (isa, many) = (cpu.isa(), gemm_rows(cpu));
+    let isa = cpu.isa();
     let tokens = gemm::panel_tokens(cpu.geometry());
     let mut names = Vec::new();
     for dtype in DType::ALL {
+        let many = gemm_rows(cpu, dtype);
         names.push((format!("linear {dtype}, 1 row"), format!("{isa}-{dtype}xf32-rows8x1")));
         let group = if cpu.geometry().registers >= 32 { 4 } else { 2 };
         names.push((format!("linear {dtype}, 2 to {} rows", many - 1), format!("{isa}-{dtype}xf32-rows{group}x4")));
-        let (isa, factors) = match cpu.compute() {
+        let (isa, factors) = match compute(cpu, dtype) {
             Compute::F32 => (isa.to_string(), format!("{dtype}xf32")),
             Compute::Bf16 if cpu.has_bf16() => (format!("{isa}bf16"), "bf16xbf16".to_owned()),
             Compute::Bf16 => (isa.to_string(), "bf16xbf16".to_owned()),
@@ -111,8 +117,8 @@ impl<W: Element> Linear<'_, W> {
         if self.t == 0 {
             return;
         }
-        if self.t >= gemm_rows(cpu) {
-            return match cpu.compute() {
+        if self.t >= gemm_rows(cpu, W::DTYPE) {
+            return match compute(cpu, W::DTYPE) {
                 Compute::F32 => gemm::gemm(cpu, Exact, self, out),
                 Compute::Bf16 if cpu.has_bf16() => gemm::gemm(cpu, Pairs, self, out),
                 Compute::Bf16 => gemm::gemm(cpu, Rounded, self, out),

@@ -1,6 +1,7 @@
 //! The linear layer as its definition says, in `f64`.
 
 use half::bf16;
+use shadowllm_weights::DType;
 
 use crate::kernels::Compute;
 use crate::tensor::{Matrix, MatrixView};
@@ -13,15 +14,15 @@ pub(crate) fn linear(w: &Matrix, bias: Option<&[f32]>, x: &[f32], compute: Compu
         MatrixView::F16(w) => w.iter().map(|v| v.to_f32()).collect(),
         MatrixView::BF16(w) => w.iter().map(|v| v.to_f32()).collect(),
     };
-    let factor = |v: f32| match compute {
-        Compute::F32 => f64::from(v),
-        Compute::Bf16 => bf16::from_f32(v).to_f64(),
+    let input = |v: f32| match (compute, w.dtype()) {
+        (Compute::Bf16, DType::BF16) => bf16::from_f32(v).to_f64(),
+        _ => f64::from(v),
     };
     let t = x.len().checked_div(k).unwrap_or(0);
     let mut out = Vec::with_capacity(t * n);
     for x in x.chunks_exact(k) {
         for (i, w) in widened.chunks_exact(k).enumerate() {
-            let products = || w.iter().zip(x).map(|(&w, &x)| factor(w) * factor(x));
+            let products = || w.iter().zip(x).map(|(&w, &x)| f64::from(w) * input(x));
             let b = bias.map_or(0.0, |bias| f64::from(bias[i]));
             let size = products().map(f64::abs).sum::<f64>() + b.abs();
             out.push((products().sum::<f64>() + b, (k as f64 / 8.0 + 16.0) * f64::from(f32::EPSILON) * size));
