@@ -160,6 +160,23 @@ fn refusals() {
     }
 }
 
+/// A cache as other programs leave it, which says nothing about a tokenizer.
+#[test]
+fn without_the_network_the_cache_is_enough() {
+    let cache = tempfile::tempdir().unwrap();
+    let repo = cache.path().join("models--org--tiny");
+    let snapshot = repo.join("snapshots/abc");
+    std::fs::create_dir_all(&snapshot).unwrap();
+    std::fs::create_dir(repo.join("refs")).unwrap();
+    std::fs::write(repo.join("refs/main"), "abc").unwrap();
+    let server = Server::start(hub());
+    let gone = HubOptions { endpoint: Some("http://127.0.0.1:1".to_owned()), ..options(&server, cache.path()) };
+    std::fs::write(snapshot.join("config.json"), "{}").unwrap();
+    assert!(fetch("org/tiny", "main", &gone, &()).unwrap_err().to_string().starts_with("cannot reach "));
+    std::fs::write(snapshot.join("model.safetensors"), "").unwrap();
+    assert_eq!(fetch("org/tiny", "main", &gone, &()).unwrap(), snapshot);
+}
+
 #[test]
 fn unreachable_offline_and_badly_named() {
     let cache = tempfile::tempdir().unwrap();

@@ -41,7 +41,8 @@ struct Repo<'a> {
 
 /// The directory of the model `repo` (`org/name`) at `revision` (branch, tag or commit; usually `main`).
 ///
-/// A model that is complete in the cache is used as it is, without asking whether a newer one exists. Otherwise what is missing
+/// A model that is complete in the cache is used as it is, without asking whether a newer one exists; one that lacks only its
+/// tokenizer is used if the hub cannot be reached. Otherwise what is missing
 /// is downloaded: the configuration, tokenizer files, and the weights in safetensors form. A repository whose `main` has only
 /// PyTorch weights is looked up in the pull request that Hugging Face's conversion bot opened, as transformers does.
 ///
@@ -67,7 +68,11 @@ pub fn fetch(repo: &str, revision: &str, options: &HubOptions, progress: &dyn Pr
             cache: cache.root().to_owned(),
         });
     }
-    download(&repo, &cache, &Client::new(options), progress)
+    match download(&repo, &cache, &Client::new(options), progress) {
+        // Without the network, what would do offline does here too.
+        Err(unreachable @ Error::Unreachable { .. }) => cache.complete_snapshot(false).map_err(|_| unreachable),
+        other => other,
+    }
 }
 
 /// Downloads what the cache lacks of a revision, and makes the revision point to it once everything is there.

@@ -277,7 +277,7 @@ fn a_missing_input_and_a_directory_as_input() {
         error.to_string().replace(&input.display().to_string(), "IN")
     };
     assert_eq!(message("absent.gguf"), "cannot open IN: No such file or directory (os error 2)");
-    assert_eq!(message(""), "cannot open IN: is a directory");
+    assert_eq!(message(""), "IN is not a regular file");
 }
 
 /// The environment variable that turns the next test into the process whose disk is full.
