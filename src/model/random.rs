@@ -9,9 +9,8 @@ use std::str::FromStr;
 
 use half::{bf16, f16};
 use serde_json::{Value, json};
-use shadowllm_weights::{DType, ModelConfig, Progress, SafetensorsWriter, StagedDirectory, TensorSpec};
+use shadowllm_weights::{DType, ModelConfig, ModelNames, Progress, SafetensorsWriter, StagedDirectory, TensorSpec};
 
-use super::load::layout;
 use crate::{Error, Result};
 
 /// A published model's shape.
@@ -195,8 +194,8 @@ const BLOCK: usize = 1 << 20;
 pub fn write_random(dir: &Path, shape: Shape, dtype: DType, seed: u64, progress: &dyn Progress) -> Result<u64> {
     let config = serde_json::to_vec_pretty(&shape.config_json(dtype)).unwrap_or_default();
     let parsed = ModelConfig::from_json(&config)?;
-    let specs: Vec<TensorSpec> =
-        layout(&parsed).into_iter().map(|(name, shape)| TensorSpec { name, dtype, shape }).collect();
+    let layout = ModelNames::of(&parsed, |_| false).layout(&parsed);
+    let specs: Vec<TensorSpec> = layout.into_iter().map(|(name, shape)| TensorSpec { name, dtype, shape }).collect();
     let count = |spec: &TensorSpec| spec.shape.iter().product::<usize>();
     let total: u64 = specs.iter().map(|s| count(s) as u64).sum();
     let staged = StagedDirectory::create(dir)?;
