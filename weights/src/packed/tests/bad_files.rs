@@ -15,7 +15,7 @@ fn split(file: &[u8]) -> (Map<String, Value>, &[u8]) {
 
 fn join(header: &Map<String, Value>, data: &[u8]) -> Vec<u8> {
     let mut text = Value::Object(header.clone()).to_string();
-    while text.len() % 8 != 0 {
+    while !text.len().is_multiple_of(8) {
         text.push(' ');
     }
     [&(text.len() as u64).to_le_bytes(), text.as_bytes(), data].concat()
@@ -165,7 +165,7 @@ fn odd_bytes_and_cut_off_files() {
     // A tensor that does not begin at a multiple of its size.
     let (header, data) = split(&good);
     let text = format!("{} ", Value::Object(header));
-    let text = if text.len() % 2 == 0 { format!("{text} ") } else { text };
+    let text = if text.len().is_multiple_of(2) { format!("{text} ") } else { text };
     let odd = [&(text.len() as u64).to_le_bytes(), text.as_bytes(), data].concat();
     let offset = 8 + text.len();
     for (bytes, expected) in [
