@@ -76,6 +76,7 @@ fn help_of_every_command() {
         &["chat", "--help"],
         &["inspect", "--help"],
         &["import", "--help"],
+        &["pack", "--help"],
         &["eval", "--help"],
         &["eval", "perplexity", "--help"],
         &["logits", "--help"],

@@ -13,6 +13,7 @@ mod import;
 mod inspect;
 mod logits;
 mod options;
+mod pack;
 mod random_model;
 
 use std::ffi::OsString;
@@ -42,6 +43,7 @@ enum Command {
     Chat(chat::Chat),
     Inspect(inspect::Inspect),
     Import(import::Import),
+    Pack(pack::Pack),
     #[command(subcommand)]
     Eval(eval::Eval),
     Logits(logits::Logits),
@@ -80,6 +82,7 @@ fn dispatch(cli: Cli, console: &mut Console) -> Result<()> {
         Some(Command::Chat(command)) => command.run(console),
         Some(Command::Inspect(command)) => command.run(console),
         Some(Command::Import(command)) => command.run(console),
+        Some(Command::Pack(command)) => command.run(console),
         Some(Command::Eval(command)) => command.run(console),
         Some(Command::Logits(command)) => command.run(console),
         Some(Command::RandomModel(command)) => command.run(console),

@@ -2,7 +2,7 @@
 //!
 //! OPT and the Llama family differ in norms, positions, biases and the form of the FFN, but the path of a token is the same:
 //! embedding, then per layer attention and FFN around a residual stream, then the LM head. So there is one set of layer
-//! structs ([`Layer`]), filled from a checkpoint's tensor names by one small file per family (`load/`), and one forward pass
+//! structs ([`Layer`]), filled by the names that `shadowllm_weights::ModelNames` knows of each family, and one forward pass
 //! ([`Model::forward`]) that knows nothing of families.
 //!
 //! Three things attach to the forward pass from outside without it being written again:

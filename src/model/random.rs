@@ -10,10 +10,9 @@ use std::str::FromStr;
 use half::{bf16, f16};
 use serde_json::{Value, json};
 use shadowllm_weights::{
-    Checkpoint, DType, ModelConfig, Progress, SafetensorsWriter, StagedDirectory, TensorData, TensorSpec,
+    Checkpoint, DType, ModelConfig, ModelNames, Progress, SafetensorsWriter, StagedDirectory, TensorData, TensorSpec,
 };
 
-use super::load::layout;
 use crate::{Error, Result};
 
 /// A published model's shape.
@@ -202,7 +201,8 @@ pub fn random_checkpoint(config: ModelConfig, dtype: DType, seed: u64) -> Result
 }
 
 fn specs(config: &ModelConfig, dtype: DType) -> Vec<TensorSpec> {
-    layout(config).into_iter().map(|(name, shape)| TensorSpec { name, dtype, shape }).collect()
+    let layout = ModelNames::of(config, |_| false).layout(config);
+    layout.into_iter().map(|(name, shape)| TensorSpec { name, dtype, shape }).collect()
 }
 
 /// Values made and written at a time.

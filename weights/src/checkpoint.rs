@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use crate::closest::closest;
 use crate::config::GenerationDefaults;
-use crate::shards::{self, Tensor, Tensors};
+use crate::shards::{self, Tensor, Tensors, WeightFile};
 use crate::{Error, ModelConfig, Result, TensorData, files};
 
 /// Largest `config.json` or `generation_config.json` accepted; real ones have a few kB.
@@ -80,7 +80,7 @@ impl Checkpoint {
             use crate::embedded;
             let mut config = ModelConfig::from_json(embedded::CONFIG)?;
             GenerationDefaults::from_json(embedded::GENERATION_CONFIG)?.merge_into(&mut config)?;
-            let tensors = shards::read_storage(crate::Storage::Static(embedded::model()))?;
+            let tensors = shards::read_storage(shards::SINGLE, crate::Storage::Static(embedded::model()), None)?;
             Ok(Checkpoint { config, tensors, place: Place::Embedded })
         }
         #[cfg(not(feature = "embedded-model"))]
@@ -102,6 +102,11 @@ impl Checkpoint {
     /// The model's description.
     pub fn config(&self) -> &ModelConfig {
         &self.config
+    }
+
+    /// Takes another description of the same tensors.
+    pub(crate) fn set_config(&mut self, config: ModelConfig) {
+        self.config = config;
     }
 
     /// The tensor `name`.
@@ -177,6 +182,19 @@ impl Checkpoint {
             Place::Embedded => crate::embedded::LOCATION.to_owned(),
             Place::Memory => "memory".to_owned(),
         }
+    }
+
+    /// The directory, if it is one.
+    pub(crate) fn directory(&self) -> Option<&Path> {
+        match &self.place {
+            Place::Directory(dir) => Some(dir),
+            _ => None,
+        }
+    }
+
+    /// The files that the tensors are in; none if they were made in memory.
+    pub(crate) fn weight_files(&self) -> &[WeightFile] {
+        &self.tensors.files
     }
 
     /// Size of the weight files: bytes mapped, not bytes read.

@@ -513,6 +513,35 @@ pub enum Error {
         name: String,
     },
 
+    // Packed weights.
+    /// A file of packed weights cannot be used or made.
+    #[error("{path}: {problem}")]
+    Packed {
+        /// The file of packed weights.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        problem: crate::packed::PackedProblem,
+    },
+    /// A checkpoint whose layers cannot be packed, because a record needs one type.
+    #[error(
+        "tensor {first:?} is {first_type}, but {second:?} is {second_type}; the matrices of all layers must have one type to \
+         be packed: convert the checkpoint to one"
+    )]
+    MixedTypes {
+        /// A matrix.
+        first: String,
+        /// Its type.
+        first_type: crate::DType,
+        /// Another matrix.
+        second: String,
+        /// Its type.
+        second_type: crate::DType,
+    },
+    /// The model's directory cannot be written, and no cache folder can be determined.
+    #[error("no home directory to keep packed weights in; set SHADOWLLM_CACHE")]
+    NoPackedCache,
+
     // GGUF import.
     /// A GGUF file is damaged, or something in it cannot be imported.
     #[error("cannot import {path}: {problem}")]

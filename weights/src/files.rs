@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read};
 use std::path::Path;
+use std::time::SystemTime;
 
 use crate::{Error, Result, Storage};
 
@@ -11,31 +12,32 @@ pub(crate) fn io_error(action: &'static str, path: &Path) -> impl FnOnce(std::io
     move |source| Error::Io { action, path: path.to_owned(), source }
 }
 
-/// Opens a regular file for reading; gives its size too. A pipe or device, which could block for ever, is refused unopened.
-fn open(path: &Path) -> Result<(File, u64)> {
+/// Opens a regular file for reading. A pipe or device, which could block for ever, is refused unopened.
+fn open(path: &Path) -> Result<(File, fs::Metadata)> {
     let metadata = fs::metadata(path).map_err(io_error("open", path))?;
     if !metadata.is_file() {
         return Err(Error::NotAFile { path: path.to_owned() });
     }
     let file = File::open(path).map_err(io_error("open", path))?;
-    let size = file.metadata().map_err(io_error("open", path))?.len();
-    Ok((file, size))
+    let metadata = file.metadata().map_err(io_error("open", path))?;
+    Ok((file, metadata))
 }
 
-/// Maps a whole file read-only. Touches none of its pages.
+/// Maps a whole file read-only; says too when it was last modified, where the system knows. Touches none of its pages.
 ///
 /// # Errors
 /// [`Error::Io`] or [`Error::NotAFile`].
-pub(crate) fn map(path: &Path) -> Result<Storage> {
-    let (file, size) = open(path)?;
-    if size == 0 {
-        return Ok(Storage::Static(&[]));
+pub(crate) fn map(path: &Path) -> Result<(Storage, Option<SystemTime>)> {
+    let (file, metadata) = open(path)?;
+    let modified = metadata.modified().ok();
+    if metadata.len() == 0 {
+        return Ok((Storage::Static(&[]), modified));
     }
     // SAFETY: the mapping is read-only and private to this process's readers. Its one hazard is another process that shortens
     // or rewrites the file meanwhile: checkpoints are replaced by renaming (as this crate's writer and downloads do), which
     // leaves a mapped file intact. `Checkpoint::open` documents the condition for its callers.
     let map = unsafe { memmap2::MmapOptions::new().map(&file) }.map_err(io_error("map", path))?;
-    Ok(Storage::Mapped(map))
+    Ok((Storage::Mapped(map), modified))
 }
 
 /// Reads a whole small file.
@@ -43,7 +45,8 @@ pub(crate) fn map(path: &Path) -> Result<Storage> {
 /// # Errors
 /// [`Error::Io`], [`Error::NotAFile`], and [`Error::FileTooLarge`] beyond `limit` bytes.
 pub(crate) fn read(path: &Path, limit: u64) -> Result<Vec<u8>> {
-    let (file, size) = open(path)?;
+    let (file, metadata) = open(path)?;
+    let size = metadata.len();
     if size > limit {
         return Err(Error::FileTooLarge { path: path.to_owned(), found: size, limit });
     }

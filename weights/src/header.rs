@@ -7,6 +7,7 @@
 //! Format: 8 bytes little-endian header length `n`, `n` bytes of JSON, data. Offsets count from the end of the header
 //! (<https://github.com/huggingface/safetensors#format>).
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
 
@@ -68,13 +69,8 @@ impl<'de> Deserialize<'de> for Entries {
     }
 }
 
-/// Reads and validates the header at the start of `file`, which is the whole file (only the header is touched).
-///
-/// Tensors come in the order of their bytes.
-///
-/// # Errors
-/// One of the variants under "Headers of safetensors files" of [`Error`].
-pub fn parse_safetensors_header(file: &[u8]) -> Result<Vec<HeaderTensor>> {
+/// Header and data of a file.
+fn split(file: &[u8]) -> Result<(&[u8], &[u8])> {
     let size = file.len() as u64;
     let Some((prefix, rest)) = file.split_first_chunk::<{ PREFIX as usize }>() else {
         return Err(Error::HeaderMissing { found: size });
@@ -87,7 +83,32 @@ pub fn parse_safetensors_header(file: &[u8]) -> Result<Vec<HeaderTensor>> {
     if declared > found {
         return Err(Error::HeaderCut { declared, found });
     }
-    let (json, data) = rest.split_at(declared as usize);
+    Ok(rest.split_at(declared as usize))
+}
+
+/// The texts under `__metadata__` in the header of `file`; none if it has none.
+///
+/// # Errors
+/// [`Error::HeaderMissing`], [`Error::HeaderTooLong`], [`Error::HeaderCut`]; [`Error::HeaderSyntax`] if they are no texts.
+pub(crate) fn safetensors_metadata(file: &[u8]) -> Result<BTreeMap<String, String>> {
+    #[derive(serde::Deserialize)]
+    struct Header {
+        #[serde(rename = "__metadata__", default)]
+        metadata: Option<BTreeMap<String, String>>,
+    }
+    let (json, _) = split(file)?;
+    let header: Header = serde_json::from_slice(json).map_err(|e| Error::HeaderSyntax { reason: e.to_string() })?;
+    Ok(header.metadata.unwrap_or_default())
+}
+
+/// Reads and validates the header at the start of `file`, which is the whole file (only the header is touched).
+///
+/// Tensors come in the order of their bytes.
+///
+/// # Errors
+/// One of the variants under "Headers of safetensors files" of [`Error`].
+pub fn parse_safetensors_header(file: &[u8]) -> Result<Vec<HeaderTensor>> {
+    let (json, data) = split(file)?;
     let Entries(mut entries) =
         serde_json::from_slice(json).map_err(|e| Error::HeaderSyntax { reason: e.to_string() })?;
 
@@ -97,7 +118,7 @@ pub fn parse_safetensors_header(file: &[u8]) -> Result<Vec<HeaderTensor>> {
     }
     entries.sort_by_key(|(_, entry)| entry.data_offsets);
 
-    let data_start = PREFIX + declared;
+    let data_start = PREFIX + json.len() as u64;
     let data_len = data.len() as u64;
     let mut tensors: Vec<HeaderTensor> = Vec::with_capacity(entries.len());
     let mut next = 0;

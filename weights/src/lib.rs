@@ -19,6 +19,8 @@ mod header;
 #[cfg(feature = "hub")]
 mod hub;
 mod index;
+mod names;
+pub mod packed;
 mod progress;
 mod shards;
 mod source;
@@ -37,6 +39,8 @@ pub use header::{HeaderTensor, parse_safetensors_header};
 #[cfg(feature = "hub")]
 pub use hub::{HubOptions, fetch};
 pub use index::parse_safetensors_index;
+pub use names::{FfnNames, LayerNames, ModelNames};
+pub use packed::{PackReport, PackedCheckpoint, PackedLayer, pack, packed_location};
 pub use progress::Progress;
 pub use source::ModelSource;
 pub use staged::StagedDirectory;

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+use std::time::SystemTime;
 
 use safetensors::Dtype;
 
@@ -25,10 +26,23 @@ pub(crate) enum Tensor {
     Unsupported(String),
 }
 
-/// Tensors by name, and the size of the files they are in.
+/// A file of weights as it was when it was mapped.
+pub(crate) struct WeightFile {
+    /// Its name in the directory.
+    pub(crate) name: String,
+    /// When it was last modified; `None` if it is no file of a directory, or the system does not say.
+    pub(crate) modified: Option<SystemTime>,
+    /// The whole file.
+    pub(crate) storage: Arc<Storage>,
+    /// Hash of its content, once someone has asked for it.
+    pub(crate) hash: OnceLock<String>,
+}
+
+/// Tensors by name, the files that they are in, and the size of those.
 #[derive(Default)]
 pub(crate) struct Tensors {
     pub(crate) by_name: BTreeMap<String, Tensor>,
+    pub(crate) files: Vec<WeightFile>,
     pub(crate) bytes: u64,
 }
 
@@ -36,10 +50,11 @@ pub(crate) struct Tensors {
 ///
 /// # Errors
 /// Those of [`parse_safetensors_header`], and [`Error::TensorMisaligned`].
-pub(crate) fn read_storage(storage: Storage) -> Result<Tensors> {
+pub(crate) fn read_storage(name: &str, storage: Storage, modified: Option<SystemTime>) -> Result<Tensors> {
     let header = parse_safetensors_header(storage.bytes())?;
     let storage = Arc::new(storage);
-    let mut tensors = Tensors { by_name: BTreeMap::new(), bytes: storage.bytes().len() as u64 };
+    let file = WeightFile { name: name.to_owned(), modified, storage: Arc::clone(&storage), hash: OnceLock::new() };
+    let mut tensors = Tensors { by_name: BTreeMap::new(), bytes: storage.bytes().len() as u64, files: vec![file] };
     for entry in header {
         let dtype = match entry.dtype {
             Dtype::F32 => Some(DType::F32),
@@ -72,7 +87,7 @@ pub(crate) fn read_storage(storage: Storage) -> Result<Tensors> {
 pub(crate) fn read_directory(dir: &Path) -> Result<Tensors> {
     let single = dir.join(SINGLE);
     if single.exists() {
-        return read_file(&single);
+        return read_file(dir, SINGLE);
     }
     let index = dir.join(INDEX);
     match files::read_if_there(&index, MAX_INDEX)? {
@@ -87,8 +102,10 @@ pub(crate) fn read_directory(dir: &Path) -> Result<Tensors> {
     }
 }
 
-fn read_file(path: &Path) -> Result<Tensors> {
-    read_storage(files::map(path)?).map_err(|e| e.in_file(path))
+fn read_file(dir: &Path, name: &str) -> Result<Tensors> {
+    let path = dir.join(name);
+    let (storage, modified) = files::map(&path)?;
+    read_storage(name, storage, modified).map_err(|e| e.in_file(&path))
 }
 
 fn read_shards(dir: &Path, shard_of: &BTreeMap<String, String>) -> Result<Tensors> {
@@ -100,12 +117,12 @@ fn read_shards(dir: &Path, shard_of: &BTreeMap<String, String>) -> Result<Tensor
     let mut all = Tensors::default();
     let mut found_in: BTreeMap<String, &str> = BTreeMap::new();
     for (shard, tensor) in shards {
-        let path = dir.join(shard);
-        if !path.exists() {
+        if !dir.join(shard).exists() {
             return Err(Error::MissingShard { shard: shard.to_owned(), tensor: tensor.to_owned() });
         }
-        let part = read_file(&path)?;
+        let part = read_file(dir, shard)?;
         all.bytes += part.bytes;
+        all.files.extend(part.files);
         for (name, tensor) in part.by_name {
             if let Some(first) = found_in.insert(name.clone(), shard) {
                 return Err(Error::InTwoShards { tensor: name, first: first.to_owned(), second: shard.to_owned() });
@@ -136,7 +153,7 @@ fn hint(dir: &Path) -> String {
     if let Some(name) = find(&|n| n.ends_with(".gguf")) {
         return format!("it has {name}: convert it with `shadowllm import`");
     }
-    if let Some(name) = find(&|n| n.ends_with(".safetensors")) {
+    if let Some(name) = find(&|n| n.ends_with(".safetensors") && n != crate::packed::FILE_NAME) {
         return format!("it has {name}: rename it, or restore the index if it is one of several shards");
     }
     "download or copy the weights".to_owned()

@@ -61,6 +61,14 @@ impl TensorData {
         Self::owned(shape, DType::BF16, values)
     }
 
+    /// A tensor of its own memory, from little-endian bytes.
+    ///
+    /// # Errors
+    /// As [`TensorData::from_f32`].
+    pub fn from_bytes(shape: &[usize], dtype: DType, bytes: &[u8]) -> Result<Self> {
+        Self::owned(shape, dtype, bytes)
+    }
+
     /// Rounds f32 values to `dtype` and stores them.
     ///
     /// # Errors

@@ -57,6 +57,21 @@ impl Temporary {
         Temporary { path, target: target.to_owned(), kept: false }
     }
 
+    /// Removes what writers of `target` left behind that were killed. Only for who knows that no other writer is at work.
+    pub(crate) fn remove_abandoned(target: &Path) {
+        let name = target.file_name().unwrap_or_default().to_string_lossy();
+        let prefix = format!(".{name}.");
+        for entry in fs::read_dir(parent_of(target)).into_iter().flatten().flatten() {
+            let found = entry.file_name();
+            let unique = found.to_str().and_then(|n| n.strip_prefix(&prefix)?.strip_suffix(".tmp"));
+            let is_ours = |unique: &str| unique.bytes().all(|b| b.is_ascii_digit() || b == b'-');
+            if unique.is_some_and(is_ours) {
+                // It costs space and nothing else; the next writer tries again.
+                let _ = fs::remove_file(entry.path());
+            }
+        }
+    }
+
     /// The temporary name.
     pub(crate) fn path(&self) -> &Path {
         &self.path
@@ -94,10 +109,14 @@ impl Drop for Temporary {
 /// Makes a rename inside `path`'s directory survive a power cut. Not every file system can do it, and the rename has
 /// happened either way, so failure is not an error.
 fn sync_directory(path: &Path) {
-    let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    if let Ok(directory) = File::open(parent) {
+    if let Ok(directory) = File::open(parent_of(path)) {
         let _ = directory.sync_all();
     }
+}
+
+/// The directory that `path` is in.
+fn parent_of(path: &Path) -> &Path {
+    path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// Writes a small file in one go: temporary name, flush, rename.
@@ -239,6 +258,14 @@ impl SafetensorsWriter {
             name: name.to_owned(),
             expected: slot.len,
             found: slot.written.saturating_add(more),
+        }
+    }
+
+    /// Makes every further write fail as on a full disk.
+    #[cfg(all(test, target_os = "linux"))]
+    pub(crate) fn fill_disk(&mut self) {
+        if let Ok(full) = fs::OpenOptions::new().write(true).open("/dev/full") {
+            self.file = full;
         }
     }
 
@@ -517,7 +544,7 @@ mod tests {
 
         // Full only after the header went through.
         let mut writer = SafetensorsWriter::create(&path, &specs, &no_metadata()).unwrap();
-        writer.file = full();
+        writer.fill_disk();
         assert_eq!(message(writer.write("a", &[0; 4000]).unwrap_err()), expected);
         drop(writer);
         assert_eq!(entries(directory.path()), ["m.safetensors"]);

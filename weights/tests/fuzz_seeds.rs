@@ -3,14 +3,16 @@
 
 use std::path::Path;
 
+use shadowllm_weights::packed::parse_packed_header;
 use shadowllm_weights::{ModelConfig, parse_safetensors_header, parse_safetensors_index};
 
 #[test]
 fn seeds_are_valid() {
     let seeds = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/seeds");
     type Parse = fn(&[u8]) -> Result<(), String>;
-    let parsers: [(&str, Parse); 3] = [
+    let parsers: [(&str, Parse); 4] = [
         ("config", |bytes| ModelConfig::from_json(bytes).map(drop).map_err(|e| e.to_string())),
+        ("packed", |bytes| parse_packed_header(bytes).map(drop).map_err(|e| e.to_string())),
         ("safetensors_header", |bytes| parse_safetensors_header(bytes).map(drop).map_err(|e| e.to_string())),
         ("safetensors_index", |bytes| parse_safetensors_index(bytes).map(drop).map_err(|e| e.to_string())),
     ];

@@ -271,6 +271,11 @@ impl ModelConfig {
         Ok(config)
     }
 
+    /// Without what does not change any logit: special tokens and the declared type.
+    pub(crate) fn structure(&self) -> Self {
+        ModelConfig { dtype: None, bos: None, eos: Vec::new(), pad: None, ..self.clone() }
+    }
+
     /// Writes a `config.json` in the style of transformers 4, which transformers 5 reads too; `from_json` gives the same
     /// configuration back.
     pub fn to_json(&self) -> Vec<u8> {
