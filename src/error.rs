@@ -94,4 +94,61 @@ pub enum Error {
     /// The work was interrupted on request.
     #[error("interrupted")]
     Interrupted,
+    // Contextual sparsity.
+    /// A budget's fraction that means nothing.
+    #[error("the fraction of {units} to keep is {value}; expected a number over 0 and at most 1, where 1 keeps all")]
+    BudgetFraction {
+        /// "heads" or "neurons".
+        units: &'static str,
+        /// The fraction.
+        value: f32,
+    },
+    /// A budget scope that is not in the list.
+    #[error("unknown budget {found:?}; expected local (the same count in every layer) or global")]
+    UnknownScope {
+        /// The name as given.
+        found: String,
+    },
+    /// A plan made for another number of layers.
+    #[error("the plan has {found} layers, but the model has {expected}; make it for this model")]
+    PlanLayers {
+        /// Layers of the plan.
+        found: usize,
+        /// Layers of the model.
+        expected: usize,
+    },
+    /// A list of kept units that cannot be executed.
+    #[error("plan of layer {layer}, {units}: {reason}")]
+    PlanList {
+        /// The layer.
+        layer: usize,
+        /// "heads" or "neurons".
+        units: &'static str,
+        /// What is wrong.
+        reason: String,
+    },
+    /// Scores of a model of another shape.
+    #[error("{found} scores for {units} were given; a model of {layers} layers of {width} {units} needs {}", layers * width)]
+    ScoresLength {
+        /// "heads" or "neurons".
+        units: &'static str,
+        /// Scores given.
+        found: usize,
+        /// `L`.
+        layers: usize,
+        /// Units of one layer.
+        width: usize,
+    },
+    /// A score that cannot be ranked.
+    #[error("the score of {unit} {index} of layer {layer} is {value}; scores must be finite numbers")]
+    BadScore {
+        /// "head" or "neuron".
+        unit: &'static str,
+        /// Its layer.
+        layer: usize,
+        /// Its index in the layer.
+        index: usize,
+        /// `NaN`, `inf` or `-inf`.
+        value: f32,
+    },
 }
