@@ -109,6 +109,12 @@ pub enum Error {
         /// The name as given.
         found: String,
     },
+    /// A refresh interval that is not in the list.
+    #[error("unknown refresh {found:?}; expected a number of tokens (1 decides for every token) or prompt")]
+    UnknownRefresh {
+        /// As given.
+        found: String,
+    },
     /// A plan made for another number of layers.
     #[error("the plan has {found} layers, but the model has {expected}; make it for this model")]
     PlanLayers {

@@ -19,10 +19,17 @@
 
 mod budget;
 mod plan;
+mod policies;
+mod policy;
 mod scores;
 mod select;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod testing;
 
 pub use budget::{Budget, Scope, Units};
 pub use plan::{Kept, LayerPlan, Plan};
+pub use policies::{Dense, Fixed, Oracle, Random, ScoreSource};
+pub use policy::{Policy, PolicyInput, Refresh, Station};
 pub use scores::Scores;
 pub use select::{Selector, select};
