@@ -157,4 +157,63 @@ pub enum Error {
         /// `NaN`, `inf` or `-inf`.
         value: f32,
     },
+    /// Something is wrong inside one file; the source says what.
+    #[error("{}: {source}", path.display())]
+    InFile {
+        /// The file.
+        path: std::path::PathBuf,
+        /// What is wrong in it.
+        source: Box<Error>,
+    },
+    /// An entry of a file's metadata is missing or wrong.
+    #[error("metadata {key}: {reason}")]
+    FileMetadata {
+        /// The key.
+        key: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A tensor that a scores or predictor file must have.
+    #[error("there is no tensor {name}; the file has {known}")]
+    FileTensorMissing {
+        /// The name.
+        name: String,
+        /// What is there instead.
+        known: String,
+    },
+    /// A tensor of a scores or predictor file that does not fit the model.
+    #[error("tensor {name} has shape {found:?}, but this model needs {expected:?}; the file is for another model")]
+    FileTensorShape {
+        /// The tensor.
+        name: String,
+        /// Its shape.
+        found: Vec<usize>,
+        /// The shape that fits.
+        expected: Vec<usize>,
+    },
+    /// A tensor of a scores or predictor file of a type that it cannot have.
+    #[error("tensor {name} has type {found}; expected {expected}")]
+    FileTensorType {
+        /// The tensor.
+        name: String,
+        /// Its type.
+        found: String,
+        /// Types that it can have.
+        expected: &'static str,
+    },
+    /// A scores or predictor file that was made for another model.
+    #[error("made for the model {found}, but this model is {expected}; use a file that was made for this model")]
+    OtherModel {
+        /// Fingerprint in the file.
+        found: crate::sparsity::ModelIdentity,
+        /// Fingerprint of the model.
+        expected: crate::sparsity::ModelIdentity,
+    },
+}
+
+impl Error {
+    /// The error as one of `path`.
+    pub(crate) fn in_file(self, path: &std::path::Path) -> Error {
+        Error::InFile { path: path.to_owned(), source: Box::new(self) }
+    }
 }

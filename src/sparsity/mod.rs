@@ -18,18 +18,23 @@
 //! A new policy is one file in `policies/` that implements [`Policy`].
 
 mod budget;
+mod file;
+mod identity;
 mod plan;
 mod policies;
 mod policy;
 mod scores;
+mod scores_file;
 mod select;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod testing;
 
 pub use budget::{Budget, Scope, Units};
+pub use identity::ModelIdentity;
 pub use plan::{Kept, LayerPlan, Plan};
 pub use policies::{Dense, Fixed, Oracle, Random, ScoreSource};
 pub use policy::{Policy, PolicyInput, Refresh, Station};
 pub use scores::Scores;
+pub use scores_file::ScoresFile;
 pub use select::{Selector, select};

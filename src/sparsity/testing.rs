@@ -1,7 +1,10 @@
 //! What this module's tests share.
 
+use shadowllm_weights::{ModelConfig, TensorData};
+
 use super::{Plan, Policy, PolicyInput, Scores, Units};
 use crate::kernels::{Cpu, CpuOptions};
+use crate::tensor::Matrix;
 
 pub(crate) const UNITS: Units = Units { layers: 3, heads: 4, neurons: 32 };
 
@@ -25,4 +28,18 @@ pub(crate) fn decide(policy: &mut impl Policy, position: usize) -> Plan {
         policy.decide(input, &mut plan).unwrap();
     }
     plan
+}
+
+/// A configuration with the shape of [`UNITS`] and `d` of 8.
+pub(crate) fn config() -> ModelConfig {
+    let json =
+        br#"{"model_type": "opt", "num_hidden_layers": 3, "hidden_size": 8, "num_attention_heads": 4, "ffn_dim": 32,
+        "vocab_size": 10, "max_position_embeddings": 16, "word_embed_proj_dim": 8, "do_layer_norm_before": true,
+        "bos_token_id": 2, "eos_token_id": 2, "pad_token_id": 1}"#;
+    ModelConfig::from_json(json).unwrap()
+}
+
+/// A matrix of one row.
+pub(crate) fn row(values: &[f32]) -> Matrix {
+    Matrix::new(TensorData::from_f32(&[1, values.len()], values).unwrap()).unwrap()
 }
