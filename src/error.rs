@@ -201,6 +201,58 @@ pub enum Error {
         /// Types that it can have.
         expected: &'static str,
     },
+    /// A tensor that a predictor file cannot have: perhaps misspelt, and silently unused.
+    #[error(
+        "tensor {name} has no meaning in a predictor file with these stations and this normalization; remove or rename it"
+    )]
+    FileTensorUnknown {
+        /// The tensor.
+        name: String,
+    },
+    /// A predictor file of another version of the format.
+    #[error(
+        "predictor format version {found}; this program reads version {expected}: train the predictor again or use the program it was made with"
+    )]
+    PredictorVersion {
+        /// Version of the file.
+        found: u64,
+        /// Version that is read.
+        expected: u32,
+    },
+    /// Weights that are no predictor.
+    #[error("the predictor cannot be written: {reason}")]
+    PredictorWeights {
+        /// What does not fit.
+        reason: String,
+    },
+    /// A predictor was given an input of another width.
+    #[error("the predictor reads {expected} values, but was given {found}")]
+    PredictorInput {
+        /// Values given.
+        found: usize,
+        /// Values that it reads.
+        expected: usize,
+    },
+    /// A budget prunes units that the predictor cannot rank.
+    #[error(
+        "the predictor ranks no {units}, but the budget keeps only {kept} of them; keep all {units}, or use another predictor"
+    )]
+    PredictorLacks {
+        /// "heads" or "neurons".
+        units: &'static str,
+        /// The budget's fraction.
+        kept: f32,
+    },
+    /// A predictor whose stations the policy cannot work with.
+    #[error("the predictor has stations after layers {found:?}; policy {policy} needs {expected}")]
+    PredictorStations {
+        /// The policy.
+        policy: &'static str,
+        /// Stations of the predictor.
+        found: Vec<usize>,
+        /// Stations that it needs.
+        expected: &'static str,
+    },
     /// A scores or predictor file that was made for another model.
     #[error("made for the model {found}, but this model is {expected}; use a file that was made for this model")]
     OtherModel {

@@ -76,18 +76,35 @@ impl File {
         self.tensors.keys().map(String::as_str)
     }
 
+    /// All names in one line, for messages.
+    pub(super) fn listing(&self) -> String {
+        match self.tensors.len() {
+            0 => "no tensors".to_owned(),
+            1..=12 => self.names().collect::<Vec<_>>().join(", "),
+            n => format!("{}, .. ({n} tensors)", self.names().take(12).collect::<Vec<_>>().join(", ")),
+        }
+    }
+
+    /// Sizes of the tensor `name`, if it is there.
+    pub(super) fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.tensors.get(name).map(|entry| &entry.shape[..])
+    }
+
+    /// Bytes of the tensor `name`.
+    #[cfg(test)]
+    pub(super) fn bytes_of(&self, name: &str) -> u64 {
+        self.tensors.get(name).map_or(0, |entry| entry.range.len() as u64)
+    }
+
     /// The header's entry of `name`, of exactly this shape.
     ///
     /// # Errors
     /// [`Error::FileTensorMissing`], [`Error::FileTensorShape`].
     pub(super) fn entry(&self, name: &str, shape: &[usize]) -> Result<&HeaderTensor> {
-        let entry = self.tensors.get(name).ok_or_else(|| Error::FileTensorMissing {
-            name: name.to_owned(),
-            known: match self.tensors.len() {
-                0 => "no tensors".to_owned(),
-                _ => self.names().collect::<Vec<_>>().join(", "),
-            },
-        })?;
+        let entry = self
+            .tensors
+            .get(name)
+            .ok_or_else(|| Error::FileTensorMissing { name: name.to_owned(), known: self.listing() })?;
         if entry.shape != shape {
             return Err(Error::FileTensorShape {
                 name: name.to_owned(),

@@ -1,8 +1,11 @@
 //! What this module's tests share.
 
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{RngCore, SeedableRng};
 use shadowllm_weights::{ModelConfig, TensorData};
 
-use super::{Plan, Policy, PolicyInput, Scores, Units};
+use super::predictor::{HiddenActivation, Normalization, PredictorInfo, PredictorInput, Ranking, Training, Validation};
+use super::{Budget, ModelIdentity, Plan, Policy, PolicyInput, Scope, Scores, Units};
 use crate::kernels::{Cpu, CpuOptions};
 use crate::tensor::Matrix;
 
@@ -42,4 +45,31 @@ pub(crate) fn config() -> ModelConfig {
 /// A matrix of one row.
 pub(crate) fn row(values: &[f32]) -> Matrix {
     Matrix::new(TensorData::from_f32(&[1, values.len()], values).unwrap()).unwrap()
+}
+
+/// Description of a predictor for the model "abc" with one station.
+pub(crate) fn info() -> PredictorInfo {
+    PredictorInfo {
+        model: ModelIdentity::from("abc".to_owned()),
+        stations: vec![0],
+        input: PredictorInput::Residual,
+        normalization: Normalization::None,
+        activation: HiddenActivation::Relu,
+        criterion: "saliency".to_owned(),
+        training: Training { data: "none".to_owned(), tokens: 0, seed: 1 },
+        validated: vec![Validation {
+            budget: Budget { heads: 0.5, neurons: 0.7, scope: Scope::Global },
+            data: "a text".to_owned(),
+            perplexity_dense: 10.5,
+            perplexity_sparse: 11.25,
+            heads: Some(Ranking { recall: 0.75, recall_of_mean: 0.5, spearman: 0.5, spearman_of_mean: 0.25 }),
+            neurons: None,
+        }],
+    }
+}
+
+/// Deterministic values in 0..1.
+pub(crate) fn rng(seed: u64) -> impl FnMut() -> f32 {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    move || (rng.next_u32() >> 8) as f32 / (1_u32 << 24) as f32
 }
