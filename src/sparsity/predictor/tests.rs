@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use shadowllm_weights::ModelConfig;
 
 use super::*;
-use crate::kernels::CpuOptions;
+use crate::kernels::{CpuOptions, IsaName};
 use crate::sparsity::ModelIdentity;
 use crate::sparsity::testing::{UNITS, config, cpu, info, scores};
 
@@ -162,7 +162,7 @@ proptest! {
 }
 
 #[test]
-fn threads_do_not_change_a_bit() {
+fn threads_do_not_change_a_bit_nor_do_instruction_sets_of_integers() {
     let json =
         br#"{"model_type": "opt", "num_hidden_layers": 5, "hidden_size": 40, "num_attention_heads": 4, "ffn_dim": 900,
         "vocab_size": 10, "max_position_embeddings": 16, "word_embed_proj_dim": 40, "do_layer_norm_before": true}"#;
@@ -173,14 +173,20 @@ fn threads_do_not_change_a_bit() {
     for format in [WeightFormat::F16, WeightFormat::Int8] {
         let (_directory, path) = written(&info(), &weights, format);
         let predictor = Predictor::open(&path, &config, &info().model).unwrap();
-        let run = |threads| {
-            let cpu = Cpu::new(&CpuOptions { threads: Some(threads), ..CpuOptions::default() }).unwrap();
+        let run_on = |isa, threads| {
+            let cpu = Cpu::new(&CpuOptions { isa, threads: Some(threads), ..CpuOptions::default() }).unwrap();
             let mut out = Scores::zeros(&config);
             predictor.predict(&cpu, 0, &values(4, 40), ALL, &mut PredictorScratch::default(), &mut out).unwrap();
             out.neurons.iter().chain(&out.heads).map(|v| v.to_bits()).collect::<Vec<_>>()
         };
-        assert_eq!(run(1), run(2));
-        assert_eq!(run(1), run(3));
+        let one = run_on(None, 1);
+        assert_eq!(one, run_on(None, 2));
+        assert_eq!(one, run_on(None, 3));
+        if format == WeightFormat::Int8 {
+            for isa in IsaName::available() {
+                assert_eq!(one, run_on(Some(isa), 2), "{isa}");
+            }
+        }
     }
 }
 

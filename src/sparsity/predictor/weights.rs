@@ -9,7 +9,7 @@ use std::sync::Arc;
 use rayon::prelude::*;
 use shadowllm_weights::Storage;
 
-use crate::kernels::{Cpu, linear};
+use crate::kernels::{Cpu, Kernel, Simd, linear};
 use crate::tensor::Matrix;
 
 /// `y = W x + b`.
@@ -40,8 +40,8 @@ pub(super) struct Int8 {
     pub(super) cols: usize,
 }
 
-/// Values that a row's partial sums are kept in: one vector of the widest instruction set.
-const LANES: usize = 16;
+/// Partial sums of a row: enough independent ones to keep the widest vectors busy.
+const LANES: usize = 32;
 /// Rows that one task computes.
 const TASK_ROWS: usize = 256;
 
@@ -53,24 +53,56 @@ impl Int8 {
 
     /// `out[r] = scale[r] * sum_c w[r, c] * x[c] + bias[r]`, summed in an order that only `cols` decides.
     fn apply(&self, cpu: &Cpu, bias: Option<&[f32]>, x: &[f32], out: &mut [f32]) {
-        let values = self.values();
-        let rows = |first: usize, out: &mut [f32]| {
-            for (row, out) in (first..).zip(out) {
-                let sum = dot(&values[row * self.cols..][..self.cols], x);
-                *out = self.scale[row] * sum + bias.map_or(0.0, |bias| bias[row]);
-            }
+        let weight = self.values();
+        let task = |first: usize, out: &mut [f32]| {
+            cpu.run(Int8Rows {
+                weight: &weight[first * self.cols..][..out.len() * self.cols],
+                scale: &self.scale[first..][..out.len()],
+                bias: bias.map(|bias| &bias[first..][..out.len()]),
+                x,
+                out,
+            });
         };
         // A pool of one thread is the caller's own, and rayon must not be asked then: it would start threads of its own.
         if cpu.threads() == 1 || out.len() <= TASK_ROWS {
-            return rows(0, out);
+            return task(0, out);
         }
         cpu.install(|| {
-            out.par_chunks_mut(TASK_ROWS).enumerate().for_each(|(task, out)| rows(task * TASK_ROWS, out));
+            out.par_chunks_mut(TASK_ROWS).enumerate().for_each(|(i, out)| task(i * TASK_ROWS, out));
         });
     }
 }
 
-/// `sum_c w[c] * x[c]` in [`LANES`] partial sums, which compilers turn into vector instructions.
+/// Consecutive rows of an [`Int8`] matrix.
+struct Int8Rows<'a> {
+    /// `[rows, cols]`
+    weight: &'a [i8],
+    /// `[rows]`
+    scale: &'a [f32],
+    /// `[rows]`
+    bias: Option<&'a [f32]>,
+    /// `[cols]`
+    x: &'a [f32],
+    /// `[rows]`
+    out: &'a mut [f32],
+}
+
+impl Kernel for Int8Rows<'_> {
+    type Out = ();
+
+    /// Plain loops, which the compiler turns into the instructions that it is entered with. Products and sums are rounded one
+    /// by one in a fixed order, so all instruction sets give the same bits.
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        let rows = self.weight.chunks_exact(self.x.len().max(1));
+        for (r, (row, out)) in rows.zip(self.out).enumerate() {
+            *out = self.scale[r] * dot(row, self.x) + self.bias.map_or(0.0, |bias| bias[r]);
+        }
+    }
+}
+
+/// `sum_c w[c] * x[c]` in [`LANES`] partial sums that are added in pairs.
+#[inline(always)]
 fn dot(w: &[i8], x: &[f32]) -> f32 {
     let mut sums = [0.0_f32; LANES];
     let (w_lanes, w_rest) = w.as_chunks::<LANES>();
@@ -80,8 +112,18 @@ fn dot(w: &[i8], x: &[f32]) -> f32 {
             sums[lane] += f32::from(w[lane]) * x[lane];
         }
     }
-    let rest: f32 = w_rest.iter().zip(x_rest).map(|(&w, x)| f32::from(w) * x).sum();
-    sums.iter().sum::<f32>() + rest
+    let mut half = LANES / 2;
+    while half > 0 {
+        for lane in 0..half {
+            sums[lane] += sums[lane + half];
+        }
+        half /= 2;
+    }
+    let mut rest = 0.0;
+    for (&w, x) in w_rest.iter().zip(x_rest) {
+        rest += f32::from(w) * x;
+    }
+    sums[0] + rest
 }
 
 impl Layer {
