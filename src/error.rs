@@ -103,4 +103,178 @@ pub enum Error {
     /// The work was interrupted on request.
     #[error("interrupted")]
     Interrupted,
+    // Contextual sparsity.
+    /// A budget's fraction that means nothing.
+    #[error("the fraction of {units} to keep is {value}; expected a number over 0 and at most 1, where 1 keeps all")]
+    BudgetFraction {
+        /// "heads" or "neurons".
+        units: &'static str,
+        /// The fraction.
+        value: f32,
+    },
+    /// A budget scope that is not in the list.
+    #[error("unknown budget {found:?}; expected local (the same count in every layer) or global")]
+    UnknownScope {
+        /// The name as given.
+        found: String,
+    },
+    /// A refresh interval that is not in the list.
+    #[error("unknown refresh {found:?}; expected a number of tokens (1 decides for every token) or prompt")]
+    UnknownRefresh {
+        /// As given.
+        found: String,
+    },
+    /// A plan made for another number of layers.
+    #[error("the plan has {found} layers, but the model has {expected}; make it for this model")]
+    PlanLayers {
+        /// Layers of the plan.
+        found: usize,
+        /// Layers of the model.
+        expected: usize,
+    },
+    /// A list of kept units that cannot be executed.
+    #[error("plan of layer {layer}, {units}: {reason}")]
+    PlanList {
+        /// The layer.
+        layer: usize,
+        /// "heads" or "neurons".
+        units: &'static str,
+        /// What is wrong.
+        reason: String,
+    },
+    /// Scores of a model of another shape.
+    #[error("{found} scores for {units} were given; a model of {layers} layers of {width} {units} needs {}", layers * width)]
+    ScoresLength {
+        /// "heads" or "neurons".
+        units: &'static str,
+        /// Scores given.
+        found: usize,
+        /// `L`.
+        layers: usize,
+        /// Units of one layer.
+        width: usize,
+    },
+    /// A score that cannot be ranked.
+    #[error("the score of {unit} {index} of layer {layer} is {value}; scores must be finite numbers")]
+    BadScore {
+        /// "head" or "neuron".
+        unit: &'static str,
+        /// Its layer.
+        layer: usize,
+        /// Its index in the layer.
+        index: usize,
+        /// `NaN`, `inf` or `-inf`.
+        value: f32,
+    },
+    /// Something is wrong inside one file; the source says what.
+    #[error("{}: {source}", path.display())]
+    InFile {
+        /// The file.
+        path: std::path::PathBuf,
+        /// What is wrong in it.
+        source: Box<Error>,
+    },
+    /// An entry of a file's metadata is missing or wrong.
+    #[error("metadata {key}: {reason}")]
+    FileMetadata {
+        /// The key.
+        key: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A tensor that a scores or predictor file must have.
+    #[error("there is no tensor {name}; the file has {known}")]
+    FileTensorMissing {
+        /// The name.
+        name: String,
+        /// What is there instead.
+        known: String,
+    },
+    /// A tensor of a scores or predictor file that does not fit the model.
+    #[error("tensor {name} has shape {found:?}, but this model needs {expected:?}; the file is for another model")]
+    FileTensorShape {
+        /// The tensor.
+        name: String,
+        /// Its shape.
+        found: Vec<usize>,
+        /// The shape that fits.
+        expected: Vec<usize>,
+    },
+    /// A tensor of a scores or predictor file of a type that it cannot have.
+    #[error("tensor {name} has type {found}; expected {expected}")]
+    FileTensorType {
+        /// The tensor.
+        name: String,
+        /// Its type.
+        found: String,
+        /// Types that it can have.
+        expected: &'static str,
+    },
+    /// A tensor that a predictor file cannot have: perhaps misspelt, and silently unused.
+    #[error(
+        "tensor {name} has no meaning in a predictor file with these stations and this normalization; remove or rename it"
+    )]
+    FileTensorUnknown {
+        /// The tensor.
+        name: String,
+    },
+    /// A predictor file of another version of the format.
+    #[error(
+        "predictor format version {found}; this program reads version {expected}: train the predictor again or use the program it was made with"
+    )]
+    PredictorVersion {
+        /// Version of the file.
+        found: u64,
+        /// Version that is read.
+        expected: u32,
+    },
+    /// Weights that are no predictor.
+    #[error("the predictor cannot be written: {reason}")]
+    PredictorWeights {
+        /// What does not fit.
+        reason: String,
+    },
+    /// A predictor was given an input of another width.
+    #[error("the predictor reads {expected} values, but was given {found}")]
+    PredictorInput {
+        /// Values given.
+        found: usize,
+        /// Values that it reads.
+        expected: usize,
+    },
+    /// A budget prunes units that the predictor cannot rank.
+    #[error(
+        "the predictor ranks no {units}, but the budget keeps only {kept} of them; keep all {units}, or use another predictor"
+    )]
+    PredictorLacks {
+        /// "heads" or "neurons".
+        units: &'static str,
+        /// The budget's fraction.
+        kept: f32,
+    },
+    /// A predictor whose stations the policy cannot work with.
+    #[error("the predictor has stations after layers {found:?}; policy {policy} needs {expected}")]
+    PredictorStations {
+        /// The policy.
+        policy: &'static str,
+        /// Stations of the predictor.
+        found: Vec<usize>,
+        /// Stations that it needs.
+        expected: &'static str,
+    },
+    /// A scores or predictor file that was made for another model.
+    #[error("made for the model {found}, but this model is {expected}; use a file that was made for this model")]
+    OtherModel {
+        /// Fingerprint in the file.
+        found: crate::sparsity::ModelIdentity,
+        /// Fingerprint of the model.
+        expected: crate::sparsity::ModelIdentity,
+    },
+}
+
+impl Error {
+    /// The error as one of `path`.
+    pub(crate) fn in_file(self, path: &std::path::Path) -> Error {
+        Error::InFile { path: path.to_owned(), source: Box::new(self) }
+    }
 }

@@ -1,0 +1,202 @@
+//! The predictor: a small network that foresees which units a token will need.
+//!
+//! Asking the layers themselves which of their units matter would mean computing them. A predictor guesses from what an early
+//! layer has computed: `y = W2 act(W1 norm(x) + b1) + b2`, one output per unit. ShadowLLM runs one such network after layer 0
+//! for the whole model; DejaVu runs one after every layer for the next. Both are *stations* of one predictor here: a station
+//! reads after its layer and predicts the layers up to and including the next station's.
+//!
+//! # File
+//! A safetensors file. Its metadata has one key, `predictor`: a JSON object, the fields of [`PredictorInfo`] and `version`. Of
+//! station `s`, counted from 0 in the order of `stations`, `n` inputs and `p` hidden units, predicting `l` layers, it has
+//!
+//! | tensor | shape | what |
+//! | --- | --- | --- |
+//! | `{s}.heads.hidden.weight` | `[p, n]` | `W1` |
+//! | `{s}.heads.output.weight` | `[l * H, p]` | `W2` |
+//! | `{s}.neurons.hidden.weight` | `[p, n]` | `W1` |
+//! | `{s}.neurons.output.weight` | `[l * F, p]` | `W2` |
+//! | `{s}.trunk.hidden.weight` | `[p, n]` | `W1` of both, in place of the two |
+//! | `{s}.mean`, `{s}.scale` | `[n]`, F32 | if `normalization` is `standardize` |
+//!
+//! Weights are F32, F16, BF16, or I8 with `.scale` (F32, one per row) beside `.weight`; `.bias` (F32, one per row) may be there.
+//! Heads or neurons may be missing, at all stations alike; a policy then keeps them all.
+
+mod info;
+mod normalize;
+mod read;
+mod synthetic;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;
+mod weights;
+mod write;
+
+use std::ops::Range;
+
+pub use info::{HiddenActivation, Normalization, PredictorInfo, PredictorInput, Ranking, Training, Validation};
+pub use synthetic::{constant_predictor, random_predictor};
+pub use write::{LayerWeights, NetworkWeights, StationWeights, WeightFormat, write_predictor};
+
+use super::{Scores, Units};
+use crate::kernels::Cpu;
+use crate::{Error, Result};
+use normalize::Standard;
+use weights::Layer;
+
+/// A predictor in memory. Immutable: any number of sequences may use it at once.
+#[derive(Debug)]
+pub struct Predictor {
+    info: PredictorInfo,
+    units: Units,
+    /// `n`
+    inputs: usize,
+    stations: Vec<Networks>,
+}
+
+/// The networks of one station.
+#[derive(Debug)]
+struct Networks {
+    /// Layers that it predicts.
+    layers: Range<usize>,
+    standard: Option<Standard>,
+    /// Hidden layer that heads and neurons share.
+    trunk: Option<Layer>,
+    heads: Option<Network>,
+    neurons: Option<Network>,
+}
+
+/// What predicts one kind of unit.
+#[derive(Debug)]
+struct Network {
+    /// `None`: it reads the trunk.
+    hidden: Option<Layer>,
+    output: Layer,
+}
+
+/// Which units are asked for: a kind that the budget keeps whole needs no prediction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// Whether heads are.
+    pub heads: bool,
+    /// Whether neurons are.
+    pub neurons: bool,
+}
+
+/// Memory that predictions reuse.
+#[derive(Clone, Debug, Default)]
+pub struct PredictorScratch {
+    /// Normalised input.
+    input: Vec<f32>,
+    /// Trunk.
+    trunk: Vec<f32>,
+    /// Hidden layer of one network.
+    hidden: Vec<f32>,
+}
+
+impl Predictor {
+    /// What the file says about it.
+    pub fn info(&self) -> &PredictorInfo {
+        &self.info
+    }
+
+    /// Model shape that it predicts.
+    pub fn units(&self) -> Units {
+        self.units
+    }
+
+    /// Layers that station `station` (an index into [`PredictorInfo::stations`]) predicts.
+    pub fn layers(&self, station: usize) -> Range<usize> {
+        self.stations.get(station).map_or(0..0, |networks| networks.layers.clone())
+    }
+
+    /// The kinds of units that it can rank.
+    pub fn ranks(&self) -> Wanted {
+        Wanted {
+            heads: self.stations.iter().all(|s| s.heads.is_some()),
+            neurons: self.stations.iter().all(|s| s.neurons.is_some()),
+        }
+    }
+
+    /// Bytes that the decisions of one token read, all stations together.
+    pub fn bytes(&self, wanted: Wanted) -> u64 {
+        self.stations.iter().map(|networks| networks.bytes(wanted)).sum()
+    }
+
+    /// Writes the scores that station `station` predicts from `x` (`[n]`) into the rows of its layers; other rows stay.
+    ///
+    /// # Errors
+    /// [`Error::PredictorInput`] if `x` has another width, [`Error::ScoresLength`] if `scores` are of another shape.
+    ///
+    /// # Panics
+    /// If there is no such station.
+    pub fn predict(
+        &self,
+        cpu: &Cpu,
+        station: usize,
+        x: &[f32],
+        wanted: Wanted,
+        scratch: &mut PredictorScratch,
+        scores: &mut Scores,
+    ) -> Result<()> {
+        if x.len() != self.inputs {
+            return Err(Error::PredictorInput { found: x.len(), expected: self.inputs });
+        }
+        scores.check_lengths(self.units)?;
+        let networks = &self.stations[station];
+        let PredictorScratch { input, trunk, hidden } = scratch;
+        let x = match (self.info.normalization, &networks.standard) {
+            (Normalization::MinMax, _) => {
+                normalize::min_max(x, input);
+                &*input
+            }
+            (Normalization::Standardize, Some(standard)) => {
+                standard.apply(x, input);
+                &*input
+            }
+            _ => x,
+        };
+        let activation = self.info.activation;
+        if let Some(layer) = &networks.trunk {
+            apply_hidden(cpu, layer, activation, x, trunk);
+        }
+        let rows = |width: usize| networks.layers.start * width..networks.layers.end * width;
+        for (network, wanted, width, out) in [
+            (&networks.heads, wanted.heads, self.units.heads, &mut scores.heads),
+            (&networks.neurons, wanted.neurons, self.units.neurons, &mut scores.neurons),
+        ] {
+            let Some(network) = network.as_ref().filter(|_| wanted) else {
+                continue;
+            };
+            let between = match &network.hidden {
+                Some(layer) => {
+                    apply_hidden(cpu, layer, activation, x, hidden);
+                    &*hidden
+                }
+                None => &*trunk,
+            };
+            network.output.apply(cpu, between, &mut out[rows(width)]);
+        }
+        Ok(())
+    }
+}
+
+fn apply_hidden(cpu: &Cpu, layer: &Layer, activation: HiddenActivation, x: &[f32], out: &mut Vec<f32>) {
+    out.resize(layer.rows(), 0.0);
+    layer.apply(cpu, x, out);
+    if activation == HiddenActivation::Relu {
+        // Comparing this way round keeps NaN, so that it reaches the scores and is reported there.
+        out.iter_mut().for_each(|v| *v = if *v < 0.0 { 0.0 } else { *v });
+    }
+}
+
+impl Networks {
+    fn bytes(&self, wanted: Wanted) -> u64 {
+        let network = |network: &Option<Network>, wanted: bool| match network {
+            Some(n) if wanted => n.output.bytes() + n.hidden.as_ref().map_or(0, Layer::bytes),
+            _ => 0,
+        };
+        let standard = self.standard.as_ref().map_or(0, |s| 4 * (s.mean.len() + s.scale.len()) as u64);
+        let trunk = self.trunk.as_ref().map_or(0, Layer::bytes);
+        standard + trunk + network(&self.heads, wanted.heads) + network(&self.neurons, wanted.neurons)
+    }
+}
