@@ -127,6 +127,7 @@ impl Cpu {
     /// What runs for which operation, as `(operation, kernel)`. Kernel names are `{isa}-{number formats}-{variant}`.
     pub fn kernel_names(&self) -> Vec<(String, String)> {
         let mut names = super::linear::names(self);
+        names.extend(super::gather::names(self));
         names.extend(super::attention::names(self));
         let isa = self.isa();
         for operation in ["norm", "rope", "activation", "softmax"] {

@@ -49,6 +49,7 @@ mod cpu;
 mod elementwise;
 mod embed;
 mod error;
+mod gather;
 mod isa;
 mod linear;
 mod norm;
@@ -61,12 +62,15 @@ mod softmax;
 mod testing;
 
 pub use activation::{activate, gated};
-pub use attention::{AttentionShape, attention, attention_bytes};
+pub use attention::{AttentionShape, attention, attention_bytes, attention_gather, attention_gather_bytes};
 pub use bandwidth::{peak_flops, read_bandwidth, read_passes};
 pub use cpu::{Compute, Cpu, CpuOptions};
 pub use elementwise::add_assign;
 pub use embed::embed_row;
 pub use error::KernelError;
+pub use gather::{
+    FfnGather, GatherCount, ffn_gather, heads_bytes, heads_output, heads_project, kv_project, kv_project_bytes,
+};
 pub use isa::IsaName;
 pub(crate) use isa::Kernel;
 pub use linear::{linear, linear_bytes};

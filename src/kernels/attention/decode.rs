@@ -9,6 +9,7 @@
 use std::ops::Range;
 
 use super::Operands;
+use super::listed::{Heads, Run};
 use crate::kernels::cpu::{Cpu, SharedOut};
 use crate::kernels::isa::Kernel;
 use crate::kernels::simd::{Simd, math};
@@ -20,44 +21,51 @@ const HEADS: usize = 4;
 /// Values in a cache line.
 const LINE: usize = 16;
 
-pub(super) fn decode(cpu: &Cpu, operands: Operands<'_>, out: &mut [f32]) {
+/// Attention of one row. The queries and `out` are `[heads, d_h]` in the order of `heads`.
+pub(super) fn decode(cpu: &Cpu, operands: Operands<'_>, heads: Heads<'_>, out: &mut [f32]) {
     let shape = operands.shape;
-    let (d, group) = (shape.head_dim, shape.group());
+    let d = shape.head_dim;
     let visible = shape.visible(operands.start);
     let pieces = visible.start / PIECE..visible.end.div_ceil(PIECE);
     let stride = d + 2;
-    // [H_kv, pieces, group, d_h + 2]: weighted sum, maximum, sum of exponentials.
-    let mut partial = cpu.scratch(shape.heads * pieces.len() * stride);
+    // [runs, pieces, heads of the run, d_h + 2]: weighted sum, maximum, sum of exponentials.
+    let mut partial = cpu.scratch(heads.count(&shape) * pieces.len() * stride);
     let shared = SharedOut::new(&mut partial);
     let bytes = 2 * visible.len().min(PIECE) * d * 4;
-    cpu.split(shape.kv_heads * pieces.len(), 1, bytes, &|items| {
+    cpu.split(heads.candidates(&shape) * pieces.len(), 1, bytes, &|items| {
         for item in items {
-            let (kv_head, piece) = (item / pieces.len(), pieces.start + item % pieces.len());
+            let (i, piece) = (item / pieces.len(), pieces.start + item % pieces.len());
+            let Some(run) = heads.run(&shape, i) else { continue };
             let positions = visible.start.max(piece * PIECE)..visible.end.min((piece + 1) * PIECE);
-            // SAFETY: every item writes a range of its own.
-            let partial = unsafe { shared.slice(item * group * stride..(item + 1) * group * stride) };
+            let (at, n) = (run.places.start * pieces.len(), run.places.len());
+            let first = (at + item % pieces.len() * n) * stride;
+            // SAFETY: every piece of a run writes a range of its own, and so do all runs.
+            let partial = unsafe { shared.slice(first..first + n * stride) };
             // What is read after this piece, most likely by the same thread.
+            let following = || match heads {
+                Heads::All => heads.run(&shape, i + 1),
+                Heads::Listed(_) => heads.run(&shape, run.places.end),
+            };
             let next = match piece + 1 < pieces.end {
-                true => operands.cached(kv_head, positions.end..visible.end).0,
-                false if kv_head + 1 < shape.kv_heads => operands.cached(kv_head + 1, visible.clone()).0,
-                false => &[],
+                true => operands.cached(run.kv_head, positions.end..visible.end).0,
+                false => following().map_or(&[][..], |next| operands.cached(next.kv_head, visible.clone()).0),
             };
             let next = &next[..next.len().min(positions.len() * d)];
-            cpu.run(Piece { operands, kv_head, positions, next, partial });
+            cpu.run(Piece { operands, run, positions, next, partial });
         }
     });
-    cpu.run(Combine { operands, pieces: pieces.len(), partial: &partial, out });
+    cpu.run(Combine { operands, heads, pieces: pieces.len(), partial: &partial, out });
 }
 
 /// One key/value head at some positions, for all its query heads.
 struct Piece<'a> {
     operands: Operands<'a>,
-    kv_head: usize,
+    run: Run,
     /// At most [`PIECE`].
     positions: Range<usize>,
     /// Keys of the next piece, to be asked for in advance; no more than there are in this one.
     next: &'a [f32],
-    /// `[group, d_h + 2]`
+    /// `[heads of the run, d_h + 2]`
     partial: &'a mut [f32],
 }
 
@@ -66,7 +74,7 @@ impl Kernel for Piece<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
-        let group = self.operands.shape.group();
+        let group = self.run.places.len();
         for first in (0..group).step_by(HEADS) {
             match group - first {
                 1 => self.heads::<S, 1>(s, first),
@@ -79,13 +87,12 @@ impl Kernel for Piece<'_> {
 }
 
 impl Piece<'_> {
-    /// Query heads `first .. first + G` of the group.
+    /// Query heads `first .. first + G` of the run.
     #[inline(always)]
     fn heads<S: Simd, const G: usize>(&mut self, s: S, first: usize) {
         let d = self.operands.shape.head_dim;
-        let group = self.operands.shape.group();
-        let q = &self.operands.q[(self.kv_head * group + first) * d..][..G * d];
-        let (k, v) = self.operands.cached(self.kv_head, self.positions.clone());
+        let q = &self.operands.q[(self.run.places.start + first) * d..][..G * d];
+        let (k, v) = self.operands.cached(self.run.kv_head, self.positions.clone());
         let n = self.positions.len();
         // Lanes behind the last position must not count.
         let mut scores = [[f32::NEG_INFINITY; PIECE]; G];
@@ -247,10 +254,11 @@ fn weighted<S: Simd, const G: usize, const C: usize>(
 /// Puts the pieces together.
 struct Combine<'a> {
     operands: Operands<'a>,
+    heads: Heads<'a>,
     pieces: usize,
-    /// `[H_kv, pieces, group, d_h + 2]`
+    /// `[runs, pieces, heads of the run, d_h + 2]`
     partial: &'a [f32],
-    /// `[H, d_h]`
+    /// `[heads, d_h]`
     out: &'a mut [f32],
 }
 
@@ -259,31 +267,38 @@ impl Kernel for Combine<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let d = self.operands.shape.head_dim;
-        let group = self.operands.shape.group();
-        for (h, out) in self.out.chunks_exact_mut(d).enumerate() {
-            let piece = |i: usize| {
-                let place = (h / group * self.pieces + i) * group + h % group;
-                self.partial[place * (d + 2)..][..d + 2].split_at(d)
-            };
-            let max = (0..self.pieces).map(|i| piece(i).1[0]).fold(f32::NEG_INFINITY, |a, b| if b > a { b } else { a });
-            out.fill(0.0);
-            let mut sum = 0.0;
-            for i in 0..self.pieces {
-                let (values, rest) = piece(i);
-                let factor = (rest[0] - max).exp();
-                sum += rest[1] * factor;
-                let factor = s.splat(factor);
-                for (out, values) in out.chunks_mut(S::LANES).zip(values.chunks(S::LANES)) {
-                    let total = s.fma(s.load_slice(values), factor, s.load_slice(out));
-                    s.store_slice(out, total);
-                }
-            }
-            let factor = s.splat(1.0 / sum);
-            for out in out.chunks_mut(S::LANES) {
-                let y = s.mul(s.load_slice(out), factor);
-                s.store_slice(out, y);
+        let (shape, d) = (self.operands.shape, self.operands.shape.head_dim);
+        for run in self.heads.runs(&shape) {
+            let n = run.places.len();
+            let partial = &self.partial[run.places.start * self.pieces * (d + 2)..][..n * self.pieces * (d + 2)];
+            let out = &mut self.out[run.places.start * d..run.places.end * d];
+            for (head, out) in out.chunks_exact_mut(d).enumerate() {
+                combine(s, partial.chunks_exact(d + 2).skip(head).step_by(n), out);
             }
         }
+    }
+}
+
+/// One head's output from its pieces, `[d_h + 2]` each.
+#[inline(always)]
+fn combine<'a, S: Simd>(s: S, pieces: impl Iterator<Item = &'a [f32]> + Clone, out: &mut [f32]) {
+    let d = out.len();
+    let max = pieces.clone().map(|piece| piece[d]).fold(f32::NEG_INFINITY, |a, b| if b > a { b } else { a });
+    out.fill(0.0);
+    let mut sum = 0.0;
+    for piece in pieces {
+        let (values, rest) = piece.split_at(d);
+        let factor = (rest[0] - max).exp();
+        sum += rest[1] * factor;
+        let factor = s.splat(factor);
+        for (out, values) in out.chunks_mut(S::LANES).zip(values.chunks(S::LANES)) {
+            let total = s.fma(s.load_slice(values), factor, s.load_slice(out));
+            s.store_slice(out, total);
+        }
+    }
+    let factor = s.splat(1.0 / sum);
+    for out in out.chunks_mut(S::LANES) {
+        let y = s.mul(s.load_slice(out), factor);
+        s.store_slice(out, y);
     }
 }

@@ -9,6 +9,7 @@
 //!   the blocked product for both multiplications.
 
 mod decode;
+mod listed;
 #[cfg(test)]
 pub(crate) mod oracle;
 mod prefill;
@@ -17,6 +18,9 @@ mod prefill;
 mod tests;
 
 use std::ops::Range;
+
+use listed::Heads;
+pub use listed::{attention_gather, attention_gather_bytes};
 
 use super::cpu::Cpu;
 
@@ -36,6 +40,16 @@ pub struct AttentionShape {
 }
 
 impl AttentionShape {
+    /// Panics if this is no shape of an attention.
+    fn check(&self) {
+        let AttentionShape { heads, kv_heads, window, .. } = *self;
+        assert!(
+            kv_heads > 0 && heads.is_multiple_of(kv_heads),
+            "{kv_heads} key/value heads do not divide {heads} heads"
+        );
+        assert_ne!(window, Some(0), "a window sees at least one position");
+    }
+
     /// Query heads that share one key/value head.
     fn group(&self) -> usize {
         self.heads / self.kv_heads
@@ -66,9 +80,8 @@ pub fn attention(
     start: usize,
     out: &mut [f32],
 ) {
-    let AttentionShape { heads, kv_heads, head_dim, window, .. } = *shape;
-    assert!(kv_heads > 0 && heads.is_multiple_of(kv_heads), "{kv_heads} key/value heads do not divide {heads} heads");
-    assert_ne!(window, Some(0), "a window sees at least one position");
+    let AttentionShape { heads, head_dim, .. } = *shape;
+    shape.check();
     assert_eq!(q.len(), out.len(), "queries and output are of the same length");
     let row = heads * head_dim;
     if row == 0 || q.is_empty() {
@@ -76,11 +89,9 @@ pub fn attention(
     }
     let t = q.len() / row;
     assert_eq!(q.len(), t * row, "queries are no whole number of rows of {heads} x {head_dim}");
-    assert!(start + t <= capacity, "positions {start}..{} in a cache of {capacity}", start + t);
-    assert_eq!(k.len(), kv_heads * capacity * head_dim, "keys are {kv_heads} x {capacity} x {head_dim}");
-    assert_eq!(v.len(), k.len(), "values are as many as keys");
     let operands = Operands { shape: *shape, q, k, v, capacity, start, t };
-    if t == 1 { decode::decode(cpu, operands, out) } else { prefill::prefill(cpu, operands, out) }
+    operands.check();
+    if t == 1 { decode::decode(cpu, operands, Heads::All, out) } else { prefill::prefill(cpu, operands, out) }
 }
 
 /// Bytes of the key/value cache that [`attention`] reads for `t` rows from position `start`.
@@ -105,7 +116,7 @@ pub(super) fn names(cpu: &Cpu) -> Vec<(String, String)> {
 #[derive(Clone, Copy)]
 struct Operands<'a> {
     shape: AttentionShape,
-    /// `[t, H, d_h]`
+    /// `[t, H, d_h]`, or `[listed heads, d_h]`
     q: &'a [f32],
     /// `[H_kv, capacity, d_h]`
     k: &'a [f32],
@@ -118,6 +129,15 @@ struct Operands<'a> {
 }
 
 impl<'a> Operands<'a> {
+    /// Panics if the cache does not have the shape or ends before the last row.
+    fn check(&self) {
+        let Operands { capacity, start, t, .. } = *self;
+        let AttentionShape { kv_heads, head_dim, .. } = self.shape;
+        assert!(start + t <= capacity, "positions {start}..{} in a cache of {capacity}", start + t);
+        assert_eq!(self.k.len(), kv_heads * capacity * head_dim, "keys are {kv_heads} x {capacity} x {head_dim}");
+        assert_eq!(self.v.len(), self.k.len(), "values are as many as keys");
+    }
+
     /// Keys and values of one head at `positions`, `[positions, d_h]` each.
     fn cached(&self, kv_head: usize, positions: Range<usize>) -> (&'a [f32], &'a [f32]) {
         let d = self.shape.head_dim;

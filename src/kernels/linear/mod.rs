@@ -22,6 +22,7 @@ use std::ops::Range;
 pub(crate) use micro::micro;
 pub(crate) use product::{Exact, widen};
 use product::{Pairs, Rounded};
+pub(crate) use rows::Rows;
 
 use shadowllm_weights::DType;
 
@@ -126,7 +127,7 @@ impl<W: Element> Linear<'_, W> {
         }
         let row_bytes = self.k * size_of::<W>();
         let out = SharedOut::new(out);
-        let chunk = |range: Range<usize>| cpu.run(rows::Rows { linear: self, range, out });
+        let chunk = |range: Range<usize>| cpu.run(Rows { linear: self, range, out });
         cpu.split(self.n, 1, row_bytes, &chunk);
     }
 }

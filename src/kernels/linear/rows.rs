@@ -15,11 +15,11 @@ use crate::kernels::isa::Kernel;
 use crate::kernels::simd::{Element, Simd};
 
 /// Computes outputs `range` for every row of `x`.
-pub(super) struct Rows<'a, W> {
-    pub(super) linear: Linear<'a, W>,
-    pub(super) range: Range<usize>,
+pub(crate) struct Rows<'a, W> {
+    pub(crate) linear: Linear<'a, W>,
+    pub(crate) range: Range<usize>,
     /// `[t, n]`; this kernel writes columns `range` only.
-    pub(super) out: SharedOut<'a>,
+    pub(crate) out: SharedOut<'a>,
 }
 
 impl<W: Element> Kernel for Rows<'_, W> {

@@ -1,0 +1,183 @@
+//! Time against kept fraction: the gather kernels over random lists, from more memory than any cache holds, beside the ideal
+//! (the same share of the time that everything takes) and beside the machine's bandwidth of the same run.
+//!
+//! `cargo bench --bench gather [-- --threads N] [-- --isa NAME] [-- --only TEXT]`
+
+#![allow(clippy::print_stdout, clippy::unwrap_used)]
+
+use std::hint::black_box;
+use std::time::Instant;
+
+use shadowllm::kernels::{
+    Compute, Cpu, CpuOptions, FfnGather, ffn_gather, heads_bytes, heads_output, heads_project, linear, linear_bytes,
+    read_bandwidth,
+};
+use shadowllm::tensor::Matrix;
+use shadowllm_weights::{Activation, DType, TensorData};
+
+/// Passes over all matrices; the fastest counts, because everything else that runs can only slow a pass down.
+const PASSES: usize = 5;
+
+fn values(n: usize) -> Vec<f32> {
+    (0..n as u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 8) as f32 / (1 << 23) as f32 - 1.0).collect()
+}
+
+fn matrix(rows: usize, cols: usize) -> Matrix {
+    Matrix::new(TensorData::from_f32_as(&[rows, cols], DType::BF16, &values(rows * cols)).unwrap()).unwrap()
+}
+
+/// Enough copies that a pass over the kept tenth of all still comes from memory.
+fn copies(rows: usize, cols: usize) -> Vec<Matrix> {
+    (0..(800usize << 20).div_ceil(rows * cols * 2)).map(|_| matrix(rows, cols)).collect()
+}
+
+/// A list of `kept * n` random units for each of `lists`, ascending.
+fn lists(lists: usize, n: usize, kept: f64) -> Vec<Vec<u32>> {
+    let mut state = 7u64;
+    let mut draw = |below: usize| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as usize % below
+    };
+    (0..lists)
+        .map(|_| {
+            let mut units: Vec<u32> = (0..n as u32).collect();
+            let count = (kept * n as f64).round() as usize;
+            for i in 0..count {
+                units.swap(i, i + draw(n - i));
+            }
+            units.truncate(count);
+            units.sort_unstable();
+            units
+        })
+        .collect()
+}
+
+fn argument(name: &str) -> Option<String> {
+    std::env::args().skip_while(|a| a != name).nth(1)
+}
+
+fn best(cpu: &Cpu, mut pass: impl FnMut() + Send) -> f64 {
+    cpu.install(|| {
+        (0..PASSES)
+            .map(|_| {
+                let start = Instant::now();
+                pass();
+                start.elapsed().as_secs_f64()
+            })
+            .fold(f64::INFINITY, f64::min)
+    })
+}
+
+/// Prints one line for every kept fraction; `pass` reads the units of the lists and returns the bytes.
+fn table(cpu: &Cpu, bandwidth: f64, label: &str, sizes: [usize; 2], pass: impl Fn(&[Vec<u32>]) -> u64 + Sync) {
+    if argument("--only").is_some_and(|text| !label.contains(&text)) {
+        return;
+    }
+    let [matrices, units] = sizes;
+    let mut whole = None;
+    for kept in [1.0, 0.75, 0.5, 0.25, 0.1] {
+        let lists = lists(matrices, units, kept);
+        let mut bytes = 0;
+        let seconds = best(cpu, || bytes = pass(black_box(&lists)));
+        let (all_bytes, all_seconds) = *whole.get_or_insert((bytes, seconds));
+        let ideal = all_seconds * bytes as f64 / all_bytes as f64;
+        let rate = bytes as f64 / seconds / 1e9;
+        println!(
+            "{label}, kept {kept}: {:.2} ms a layer, {rate:.1} GB/s, {:.0} % of the bandwidth, {:.2} x the ideal time",
+            1e3 * seconds / matrices as f64,
+            100.0 * rate / bandwidth,
+            seconds / ideal
+        );
+    }
+}
+
+fn main() {
+    let options = CpuOptions {
+        isa: argument("--isa").map(|name| name.parse().unwrap()),
+        threads: argument("--threads").map(|n| n.parse().unwrap()),
+        compute: Compute::F32,
+    };
+    let cpu = Cpu::new(&options).unwrap();
+    let bandwidth = read_bandwidth(&cpu, 512 << 20);
+    println!("{} with {} threads: reads {bandwidth:.1} GB/s", cpu.isa(), cpu.threads());
+    for (name, d, f, rows, activation) in [
+        ("OPT-6.7B", 4096, 16384, 2, Activation::Relu),
+        ("OPT-1.3B", 2048, 8192, 2, Activation::Relu),
+        ("Llama-3.2-1B", 2048, 8192, 3, Activation::Silu),
+        ("SmolLM2-135M", 576, 1536, 3, Activation::Silu),
+    ] {
+        ffn(&cpu, bandwidth, name, [d, f, rows], activation);
+    }
+    for (name, d, h, d_h) in [("OPT-6.7B", 4096, 32, 128), ("OPT-1.3B", 2048, 32, 64)] {
+        heads(&cpu, bandwidth, name, [d, h, d_h]);
+    }
+    dense(&cpu, bandwidth);
+}
+
+fn ffn(cpu: &Cpu, bandwidth: f64, name: &str, [d, f, rows]: [usize; 3], activation: Activation) {
+    if argument("--only").is_some_and(|text| !format!("ffn {name}").contains(&text)) {
+        return;
+    }
+    let layers = copies(f, rows * d);
+    let x = values(d);
+    for skip in [false, true] {
+        if skip && activation != Activation::Relu {
+            continue;
+        }
+        let label = format!("ffn {name} [{f}, {rows} x {d}]{}", if skip { " with ReLU skip" } else { "" });
+        table(cpu, bandwidth, &label, [layers.len(), f], |lists| {
+            let mut out = vec![0.0; d];
+            let mut bytes = 0;
+            for (records, list) in layers.iter().zip(lists) {
+                let spec = FfnGather {
+                    records,
+                    bias: None,
+                    up_bias: None,
+                    out_bias: None,
+                    activation,
+                    gate_threshold: None,
+                    skip,
+                };
+                let count = ffn_gather(cpu, &spec, list, black_box(&x), &mut out);
+                bytes += spec.bytes(d, count);
+            }
+            bytes
+        });
+    }
+}
+
+fn heads(cpu: &Cpu, bandwidth: f64, name: &str, [d, h, d_h]: [usize; 3]) {
+    if argument("--only").is_some_and(|text| !format!("heads {name}").contains(&text)) {
+        return;
+    }
+    let layers = copies(h, 2 * d_h * d);
+    let x = values(d);
+    let label = format!("heads {name} [{h}, 2 x {d_h}, {d}]");
+    table(cpu, bandwidth, &label, [layers.len(), h], |lists| {
+        let (mut q, mut out) = (vec![0.0; h * d_h], vec![0.0; d]);
+        let mut bytes = 0;
+        for (heads, list) in layers.iter().zip(lists) {
+            let q = &mut q[..list.len() * d_h];
+            heads_project(cpu, heads, d_h, list, None, black_box(&x), q);
+            heads_output(cpu, heads, d_h, list, q, None, &mut out);
+            bytes += 2 * heads_bytes(heads, list.len());
+        }
+        bytes
+    });
+}
+
+/// The dense kernel on the same bytes, to compare with a full list.
+fn dense(cpu: &Cpu, bandwidth: f64) {
+    for (n, k) in [(16384, 4096), (4096, 16384), (8192, 2048)] {
+        let label = format!("dense linear [{n}, {k}]");
+        if argument("--only").is_some_and(|text| !label.contains(&text)) {
+            continue;
+        }
+        let matrices = copies(n, k);
+        let (x, mut out) = (values(k), vec![0.0; n]);
+        let bytes: u64 = matrices.iter().map(|w| linear_bytes(w, 0)).sum();
+        let seconds = best(cpu, || matrices.iter().for_each(|w| linear(cpu, w, None, black_box(&x), &mut out)));
+        let rate = bytes as f64 / seconds / 1e9;
+        println!("{label}: {rate:.1} GB/s, {:.0} % of the bandwidth", 100.0 * rate / bandwidth);
+    }
+}

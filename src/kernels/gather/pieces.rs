@@ -1,0 +1,112 @@
+//! Sums over a list, cut into pieces: each piece sums into a vector of its own, and the vectors are added in order.
+//!
+//! Adding listed rows to one shared vector would make the result depend on who comes first. The cut is by the length of the
+//! list alone, never by the number of threads, so the same list gives the same bits on every machine of one instruction set.
+
+use std::ops::Range;
+
+use crate::kernels::cpu::{Cpu, SharedOut};
+use crate::kernels::isa::Kernel;
+use crate::kernels::simd::Simd;
+
+/// Most pieces of one list: enough for as many threads, few enough that their vectors are small beside the records.
+pub(super) const MOST: usize = 64;
+
+/// A list of `len` items cut into pieces of the same length, the last one possibly shorter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Pieces {
+    len: usize,
+    size: usize,
+}
+
+impl Pieces {
+    /// At most [`MOST`] pieces whose length is a multiple of `least`.
+    pub(super) fn new(len: usize, least: usize) -> Self {
+        Pieces { len, size: len.div_ceil(MOST).next_multiple_of(least) }
+    }
+
+    pub(super) fn count(self) -> usize {
+        self.len.div_ceil(self.size.max(1))
+    }
+
+    fn piece(self, i: usize) -> Range<usize> {
+        i * self.size..self.len.min((i + 1) * self.size)
+    }
+
+    /// `out = sum over pieces of f(piece) + bias`: `f` adds the items of its range to a vector of zeros as long as `out`.
+    /// `bytes` is what one item reads.
+    pub(super) fn sum(
+        self,
+        cpu: &Cpu,
+        bytes: usize,
+        bias: Option<&[f32]>,
+        out: &mut [f32],
+        f: &(impl Fn(Range<usize>, &mut [f32]) + Sync),
+    ) {
+        let d = out.len();
+        // [pieces, d], every row beginning on a cache line.
+        let stride = d.next_multiple_of(16);
+        let mut partial = cpu.scratch(self.count() * stride);
+        let shared = SharedOut::new(&mut partial);
+        cpu.split(self.count(), 1, self.size * bytes, &|pieces| {
+            for i in pieces {
+                // SAFETY: every piece has a vector of its own.
+                let sum = unsafe { shared.slice(i * stride..i * stride + d) };
+                sum.fill(0.0);
+                f(self.piece(i), sum);
+            }
+        });
+        let out = SharedOut::new(out);
+        let partial = &partial;
+        cpu.split(d, 16, self.count() * 4, &|columns| {
+            // SAFETY: the ranges do not overlap.
+            let out = unsafe { out.slice(columns.clone()) };
+            cpu.run(Total { partial, stride, columns, bias, out });
+        });
+    }
+}
+
+/// `out[c] = partial[0][c] + partial[1][c] + .. + bias[c]`.
+struct Total<'a> {
+    /// `[pieces, stride]`
+    partial: &'a [f32],
+    stride: usize,
+    columns: Range<usize>,
+    /// `[d]`
+    bias: Option<&'a [f32]>,
+    /// `[columns]`
+    out: &'a mut [f32],
+}
+
+impl Kernel for Total<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        self.out.fill(0.0);
+        let rows = self.partial.chunks_exact(self.stride.max(1)).map(|row| &row[self.columns.clone()]);
+        for row in rows.chain(self.bias.map(|bias| &bias[self.columns.clone()])) {
+            for (out, row) in self.out.chunks_mut(S::LANES).zip(row.chunks(S::LANES)) {
+                let sum = s.add(s.load_slice(out), s.load_slice(row));
+                s.store_slice(out, sum);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_cover_the_list_in_order() {
+        for least in [1, 64] {
+            for len in (0..300).chain([4095, 4096, 4097, 16384, 100_000]) {
+                let pieces = Pieces::new(len, least);
+                assert!(pieces.count() <= MOST, "{len} items in {} pieces", pieces.count());
+                let covered: Vec<usize> = (0..pieces.count()).flat_map(|i| pieces.piece(i)).collect();
+                assert!(covered.into_iter().eq(0..len));
+            }
+        }
+    }
+}
