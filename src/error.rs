@@ -45,6 +45,9 @@ pub enum Error {
         /// Tokens that were to be added.
         more: usize,
     },
+    /// A dense pass was asked for on a cache in which heads lack positions that sparse tokens left out.
+    #[error("some heads of the key/value cache lack positions of sparse tokens; fill it first (Model::fill_cache)")]
+    CacheIncomplete,
     /// A session was asked for a context longer than the model's.
     #[error("a context of {asked} tokens was asked for, but the model has {max} positions; use at most {max}")]
     ContextTooLong {

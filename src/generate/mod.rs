@@ -15,6 +15,7 @@
 //! | --- | --- |
 //! | `engine` | [`Engine`]: a loaded model with its threads, shared by any number of sessions |
 //! | `session` | [`Session`]: one sequence: its tokens, key/value cache and logits |
+//! | `sparsity` | [`Sparsity`]: who chooses units for a session's tokens, and what was read |
 //! | `completion` | [`Completion`]: sample, stream, stop, and how fast it was |
 //! | `sampler_options`, `sampler` | [`SamplerOptions`], [`Sampler`]: the next token, by Hugging Face's rules and a fixed random stream |
 //! | `logits` | [`greedy`], [`log_prob`], [`top_log_probs`]: reading logits without sorting the vocabulary |
@@ -35,6 +36,7 @@ mod logits;
 mod sampler;
 mod sampler_options;
 mod session;
+mod sparsity;
 mod stop;
 
 #[cfg(feature = "tokenizer")]
@@ -66,6 +68,7 @@ pub use logits::{TokenLogProb, greedy, log_prob, top_log_probs};
 pub use sampler::Sampler;
 pub use sampler_options::SamplerOptions;
 pub use session::{Session, SessionOptions};
+pub use sparsity::Sparsity;
 pub use stop::{StopMatcher, StopStrings, StopTokens};
 
 #[cfg(feature = "tokenizer")]

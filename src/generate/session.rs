@@ -1,8 +1,9 @@
 //! One sequence on a loaded engine: its tokens, its key/value cache, its logits.
 
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
-use super::Engine;
+use super::{Engine, Sparsity};
 use crate::model::{KvCache, NoProbe, Probe, Segment, Workspace};
 use crate::{Error, Result};
 
@@ -46,6 +47,7 @@ pub struct Session {
     cache: KvCache,
     workspace: Workspace,
     logits: Vec<f32>,
+    sparsity: Option<Sparsity>,
 }
 
 impl Session {
@@ -60,6 +62,7 @@ impl Session {
             tokens: Vec::new(),
             workspace: Workspace::default(),
             logits: vec![0.0; engine.config().vocab],
+            sparsity: None,
             engine,
         })
     }
@@ -87,6 +90,32 @@ impl Session {
     /// Logits (`[V]`) that were computed last, by [`Session::prefill`], [`Session::step`] or [`Session::score`]; zeros before.
     pub fn logits(&self) -> &[f32] {
         &self.logits
+    }
+
+    /// Makes the following steps sparse, or dense again with `None`. May be changed between any two tokens. Prompts and
+    /// scored texts are always dense.
+    pub fn set_sparsity(&mut self, sparsity: Option<Sparsity>) {
+        self.fill_cache();
+        self.sparsity = sparsity;
+    }
+
+    /// The sparsity in force.
+    pub fn sparsity(&self) -> Option<&Sparsity> {
+        self.sparsity.as_ref()
+    }
+
+    /// Bytes of attention inputs that are kept to make missing keys and values from.
+    pub fn pending_bytes(&self) -> u64 {
+        self.cache.pending_bytes()
+    }
+
+    /// Makes what sparse tokens left out of the cache, so that a dense pass may follow.
+    fn fill_cache(&mut self) {
+        if let Some(sparsity) = &self.sparsity {
+            let (model, cpu) = (self.engine.model(), self.engine.cpu());
+            let (packed, cache) = (&*sparsity.packed, &mut self.cache);
+            cpu.install(|| model.fill_cache(cpu, packed, cache));
+        }
     }
 
     /// Takes memory for `tokens` in all (at most the context), so that later steps allocate nothing.
@@ -146,6 +175,18 @@ impl Session {
         self.check(&[token])?;
         let (model, cpu) = (self.engine.model(), self.engine.cpu());
         let (cache, workspace, logits) = (&mut self.cache, &mut self.workspace, &mut self.logits);
+        if let Some(sparsity) = &mut self.sparsity {
+            let (packed, options) = (Arc::clone(&sparsity.packed), sparsity.options);
+            let course = sparsity.begin(cpu, cache.len())?;
+            let count = cpu.install(|| {
+                let count = model.decode_sparse(cpu, &packed, options, token, cache, workspace, course)?;
+                model.logits(cpu, workspace, 0..1, logits);
+                Ok::<_, Error>(count)
+            })?;
+            sparsity.end(count);
+            self.tokens.push(token);
+            return Ok(&self.logits);
+        }
         // One entry into the thread pool for the whole token.
         cpu.install(|| {
             model.forward(cpu, &mut [Segment { tokens: &[token], cache }], workspace, &mut NoProbe)?;
@@ -204,6 +245,7 @@ impl Session {
 
     /// One pass through the layers.
     fn run(&mut self, chunk: &[u32], probe: &mut (dyn Probe + Send)) -> Result<()> {
+        self.fill_cache();
         let (model, cpu) = (self.engine.model(), self.engine.cpu());
         let (cache, workspace) = (&mut self.cache, &mut self.workspace);
         cpu.install(|| model.forward(cpu, &mut [Segment { tokens: chunk, cache }], workspace, probe))?;

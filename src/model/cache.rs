@@ -4,11 +4,20 @@ use shadowllm_weights::ModelConfig;
 
 use crate::tensor::Buffer;
 
-/// Keys and values of one layer, each `[H_kv, capacity, d_h]`.
+/// Keys and values of one layer, each `[H_kv, capacity, d_h]`, and what is needed to make those that are missing.
+///
+/// A sparse token leaves the heads that it does not keep without keys and values. They are made when a later token keeps
+/// the head, from the attention inputs of the positions in between.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct LayerCache {
     pub keys: Buffer,
     pub values: Buffer,
+    /// Attention inputs (after the norm) of the positions from `pending_from` on, `[positions, d]`.
+    pub pending: Buffer,
+    /// First position whose attention input is kept. Every head has all positions before it.
+    pub pending_from: usize,
+    /// For each key/value head, the first position that it lacks; `[H_kv]`.
+    pub filled: Vec<usize>,
 }
 
 /// The key/value cache of one sequence.
@@ -33,7 +42,7 @@ impl KvCache {
     /// An empty cache for a model, for at most `limit` positions.
     pub fn new(config: &ModelConfig, limit: usize) -> Self {
         KvCache {
-            layers: vec![LayerCache::default(); config.layers],
+            layers: vec![LayerCache { filled: vec![0; config.kv_heads], ..LayerCache::default() }; config.layers],
             kv_heads: config.kv_heads,
             head_dim: config.head_dim,
             capacity: 0,
@@ -65,6 +74,25 @@ impl KvCache {
     /// Forgets all positions from `len` on. Does nothing if there are fewer.
     pub fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);
+        for layer in &mut self.layers {
+            layer.pending_from = layer.pending_from.min(self.len);
+            layer.filled.iter_mut().for_each(|filled| *filled = (*filled).min(self.len));
+        }
+    }
+
+    /// Bytes of the attention inputs that are kept to make missing keys and values from.
+    pub fn pending_bytes(&self) -> u64 {
+        self.layers.iter().map(|layer| 4 * layer.pending.capacity() as u64).sum()
+    }
+
+    /// Whether every head has keys and values of every position.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.layers.iter().all(|layer| layer.pending_from == self.len)
+    }
+
+    /// A layer, to fill it.
+    pub(crate) fn layer_mut(&mut self, layer: usize) -> &mut LayerCache {
+        &mut self.layers[layer]
     }
 
     /// Makes room for `positions` in all (at most the limit), so that later steps do not allocate.
@@ -75,12 +103,12 @@ impl KvCache {
         }
         let run = self.head_dim;
         let (old, new) = (self.capacity * run, wanted * run);
-        let filled = self.len * run;
+        let held = self.len * run;
         for layer in &mut self.layers {
             for store in [&mut layer.keys, &mut layer.values] {
                 let mut grown = Buffer::zeros(self.kv_heads * new);
                 for head in 0..self.kv_heads {
-                    grown[head * new..head * new + filled].copy_from_slice(&store[head * old..head * old + filled]);
+                    grown[head * new..head * new + held].copy_from_slice(&store[head * old..head * old + held]);
                 }
                 *store = grown;
             }
@@ -112,6 +140,10 @@ impl KvCache {
     pub(crate) fn store(&mut self, layer: usize, keys: &[f32], values: &[f32]) {
         let (heads, width, capacity, start) = (self.kv_heads, self.head_dim, self.capacity, self.len);
         let into = &mut self.layers[layer];
+        debug_assert_eq!(into.pending_from, start, "the cache has holes");
+        let end = start + keys.len() / (heads * width);
+        into.pending_from = end;
+        into.filled.fill(end);
         for (from, to) in [(keys, &mut into.keys), (values, &mut into.values)] {
             for (t, row) in from.chunks_exact(heads * width).enumerate() {
                 for (head, part) in row.chunks_exact(width).enumerate() {

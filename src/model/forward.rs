@@ -34,10 +34,9 @@ impl Model {
         probe: &mut dyn Probe,
     ) -> Result<(), Error> {
         for segment in segments.iter() {
-            self.check_tokens(segment.tokens)?;
-            let (held, limit) = (segment.cache.len(), segment.cache.limit());
-            if segment.tokens.len() > limit - held {
-                return Err(Error::ContextFull { context: limit, held, more: segment.tokens.len() });
+            self.check_segment(segment.tokens, segment.cache)?;
+            if !segment.cache.is_complete() {
+                return Err(Error::CacheIncomplete);
             }
         }
         for segment in segments.iter_mut() {
@@ -52,15 +51,31 @@ impl Model {
             self.attention_block(cpu, rows, segments, workspace, probe);
             self.ffn_block(cpu, rows, workspace, probe);
         }
-        if let Some(norm) = &self.final_norm {
-            norm.apply(cpu, &workspace.residual[..count * d], d, sized(&mut workspace.normed, count * d));
-            std::mem::swap(&mut workspace.residual, &mut workspace.normed);
-        }
+        self.finish(cpu, count, workspace);
         probe.residual(Rows { layer: self.layers.len(), count }, &mut workspace.residual[..count * d]);
         for segment in segments.iter_mut() {
             segment.cache.advance(segment.tokens.len());
         }
         Ok(())
+    }
+
+    /// Checks that a cache has room for tokens that the model has.
+    pub(super) fn check_segment(&self, tokens: &[u32], cache: &KvCache) -> Result<(), Error> {
+        self.check_tokens(tokens)?;
+        let (held, limit) = (cache.len(), cache.limit());
+        if tokens.len() > limit - held {
+            return Err(Error::ContextFull { context: limit, held, more: tokens.len() });
+        }
+        Ok(())
+    }
+
+    /// The norm after the last layer.
+    pub(super) fn finish(&self, cpu: &Cpu, count: usize, workspace: &mut Workspace) {
+        let d = self.config.hidden;
+        if let Some(norm) = &self.final_norm {
+            norm.apply(cpu, &workspace.residual[..count * d], d, sized(&mut workspace.normed, count * d));
+            std::mem::swap(&mut workspace.residual, &mut workspace.normed);
+        }
     }
 
     /// Checks that there are tokens and that each is in the vocabulary.
@@ -95,7 +110,7 @@ impl Model {
     }
 
     /// Embedding rows plus learned positions into the residual stream.
-    fn embed(&self, cpu: &Cpu, segments: &[Segment<'_>], count: usize, ws: &mut Workspace) {
+    pub(super) fn embed(&self, cpu: &Cpu, segments: &[Segment<'_>], count: usize, ws: &mut Workspace) {
         let (d, e) = (self.config.hidden, self.config.embed_dim);
         let tokens = segments.iter().flat_map(|s| s.tokens);
         match &self.project_in {

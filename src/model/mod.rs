@@ -20,13 +20,17 @@ mod cache;
 mod forward;
 mod layer;
 mod load;
+mod packed;
 mod probe;
 pub mod random;
+mod sparse;
 mod workspace;
 
 pub use bytes::ActiveBytes;
 pub use cache::KvCache;
 pub use forward::Segment;
 pub use layer::{Attention, Ffn, Layer, Linear, Model, Norm};
+pub use packed::{PackedLayer, PackedModel};
 pub use probe::{NoProbe, Probe, Rows};
+pub use sparse::{Director, KeptUnits, SparseCount, SparseOptions};
 pub use workspace::Workspace;

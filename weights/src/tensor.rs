@@ -81,6 +81,14 @@ impl TensorData {
         }
     }
 
+    /// The same bytes with other sizes.
+    ///
+    /// # Errors
+    /// [`Error::TensorSize`] if the sizes have another product.
+    pub fn reshaped(&self, shape: &[usize]) -> Result<Self> {
+        Self::new(Arc::clone(&self.storage), self.range.clone(), self.dtype, shape)
+    }
+
     /// Element type.
     pub fn dtype(&self) -> DType {
         self.dtype

@@ -65,7 +65,7 @@ struct Prepared<'a> {
 /// [`Error::Gguf`] says what is wrong with the file, [`Error::OutputExists`], [`Error::Io`], and [`Error::Write`] if the disk
 /// is full.
 pub fn import(gguf: &Path, out_dir: &Path, dtype: DType, progress: &dyn Progress) -> Result<ImportReport> {
-    let map = files::map(gguf)?;
+    let (map, _) = files::map(gguf)?;
     let problem = |problem: GgufProblem| Error::Gguf { path: gguf.to_owned(), problem };
     let parsed = Gguf::parse(map.bytes()).map_err(problem)?;
     let prepared = prepare(&parsed, dtype).map_err(problem)?;

@@ -1,0 +1,46 @@
+//! Layer weights as records of units, for tokens that keep a part of them.
+
+use shadowllm_weights::{PackedCheckpoint, TensorData};
+
+use crate::Result;
+use crate::tensor::Matrix;
+
+/// Records of one layer.
+#[derive(Clone, Debug)]
+pub struct PackedLayer {
+    /// `[H, 2*d_h*d]`: a head's rows of Wq, then its columns of Wo.
+    pub heads: Matrix,
+    /// `[H_kv, 2*d_h*d]`: a key/value head's rows of Wk, then of Wv.
+    pub kv_heads: Matrix,
+    /// `[F, R*d]`: a neuron's fc1 row and fc2 column (R = 2), or its gate row, up row and down column (R = 3).
+    pub neurons: Matrix,
+}
+
+/// The matrices of all layers as records. Norms, biases, embedding and head are those of the [`Model`](super::Model).
+#[derive(Debug)]
+pub struct PackedModel {
+    /// `L` layers.
+    pub layers: Vec<PackedLayer>,
+}
+
+impl PackedModel {
+    /// Takes the records of a packed checkpoint; nothing is copied.
+    ///
+    /// # Errors
+    /// None for a checkpoint that was opened, whose shapes were checked.
+    pub fn load(packed: &PackedCheckpoint) -> Result<PackedModel> {
+        let records = |tensor: &TensorData| -> Result<Matrix> {
+            let (units, width) = (tensor.shape()[0], tensor.shape()[1..].iter().product());
+            Ok(Matrix::new(tensor.reshaped(&[units, width])?)?)
+        };
+        let layers = (0..packed.config().layers).map(|i| {
+            let layer = packed.layer(i);
+            Ok(PackedLayer {
+                heads: records(layer.heads)?,
+                kv_heads: records(layer.kv_heads)?,
+                neurons: records(layer.neurons)?,
+            })
+        });
+        Ok(PackedModel { layers: layers.collect::<Result<_>>()? })
+    }
+}

@@ -1,0 +1,295 @@
+//! Sparse decoding against the masked dense model, for random models, plans, refresh patterns and sequences.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use proptest::prelude::*;
+use shadowllm::generate::Sparsity;
+use shadowllm::kernels::{CpuOptions, IsaName};
+use shadowllm::model::random::random_checkpoint;
+use shadowllm::model::{PackedModel, Probe, Rows, SparseOptions};
+use shadowllm::sparsity::{Budget, Plan, Random, Refresh, Scope};
+use shadowllm::weights::{DType, ModelConfig, PackedCheckpoint, pack};
+use shadowllm::{Engine, EngineOptions, SessionOptions};
+
+use support::{isas, largest_difference};
+
+/// A model's shape and variant.
+#[derive(Clone, Debug)]
+struct Kind {
+    opt: bool,
+    kv_heads: usize,
+    group: usize,
+    head_dim: usize,
+    hidden: usize,
+    ffn: usize,
+    layers: usize,
+    relu: bool,
+    post_norm: bool,
+    window: bool,
+    dtype: DType,
+}
+
+impl Kind {
+    fn config(&self) -> ModelConfig {
+        let heads = self.kv_heads * self.group;
+        let json = if self.opt {
+            serde_json::json!({
+                "model_type": "opt", "vocab_size": 61, "hidden_size": heads * self.head_dim, "ffn_dim": self.ffn,
+                "word_embed_proj_dim": heads * self.head_dim, "num_hidden_layers": self.layers,
+                "num_attention_heads": heads, "max_position_embeddings": 200,
+                "do_layer_norm_before": !self.post_norm,
+                "activation_function": if self.relu { "relu" } else { "gelu" },
+            })
+        } else {
+            serde_json::json!({
+                "model_type": if self.window { "mistral" } else { "llama" }, "vocab_size": 61,
+                "hidden_size": self.hidden, "intermediate_size": self.ffn, "num_hidden_layers": self.layers,
+                "num_attention_heads": heads, "num_key_value_heads": self.kv_heads, "head_dim": self.head_dim,
+                "max_position_embeddings": 200, "rms_norm_eps": 1e-5, "sliding_window": 7,
+                "hidden_act": if self.relu { "relu" } else { "silu" },
+            })
+        };
+        ModelConfig::from_json(json.to_string().as_bytes()).unwrap()
+    }
+}
+
+fn kinds() -> impl Strategy<Value = Kind> {
+    let shape = (1usize..4, 1usize..4, 1usize..9, 3usize..40, 4usize..70, 1usize..4);
+    let flags = (any::<[bool; 4]>(), prop::sample::select(DType::ALL.to_vec()));
+    (shape, flags).prop_map(
+        |((kv_heads, group, half, hidden, ffn, layers), ([opt, relu, post_norm, window], dtype))| {
+            let group = if opt { 1 } else { group };
+            Kind { opt, kv_heads, group, head_dim: 2 * half, hidden, ffn, layers, relu, post_norm, window, dtype }
+        },
+    )
+}
+
+struct Loaded {
+    engine: Engine,
+    packed: Arc<PackedModel>,
+}
+
+fn load(config: &ModelConfig, dtype: DType, isa: IsaName, seed: u64) -> Loaded {
+    let checkpoint = random_checkpoint(config.clone(), dtype, seed).unwrap();
+    let temp = tempfile::tempdir().unwrap();
+    let file = temp.path().join("packed.shadow.safetensors");
+    pack(&checkpoint, &file, &()).unwrap();
+    let packed = PackedCheckpoint::open_for(&file, &checkpoint, &()).unwrap();
+    let packed = Arc::new(PackedModel::load(&packed).unwrap());
+    let cpu = CpuOptions { isa: Some(isa), threads: Some(2), ..CpuOptions::default() };
+    Loaded { engine: Engine::load(&checkpoint, EngineOptions { cpu }).unwrap(), packed }
+}
+
+/// The dense model with contexts and inners of dropped units set to zero, row by row.
+struct Mask<'a> {
+    /// One per row; `None`: dense.
+    plans: &'a [Option<Plan>],
+    heads: usize,
+    neurons: usize,
+    /// Rows of earlier calls of this layer.
+    first: usize,
+}
+
+fn zero_all_but(values: &mut [f32], units: usize, kept: &[u32]) {
+    let width = values.len() / units;
+    for (unit, values) in values.chunks_exact_mut(width).enumerate() {
+        if !kept.contains(&(unit as u32)) {
+            values.fill(0.0);
+        }
+    }
+}
+
+impl Probe for Mask<'_> {
+    fn contexts(&mut self, rows: Rows, values: &mut [f32]) {
+        let width = values.len() / rows.count;
+        for (row, values) in values.chunks_exact_mut(width).enumerate() {
+            if let Some(plan) = &self.plans[self.first + row] {
+                zero_all_but(values, self.heads, &plan.layers[rows.layer].heads);
+            }
+        }
+    }
+
+    fn inners(&mut self, rows: Rows, values: &mut [f32]) {
+        let width = values.len() / rows.count;
+        for (row, values) in values.chunks_exact_mut(width).enumerate() {
+            if let Some(plan) = &self.plans[self.first + row] {
+                zero_all_but(values, self.neurons, &plan.layers[rows.layer].neurons);
+            }
+        }
+    }
+}
+
+fn sparsity(loaded: &Loaded, seed: u64, budget: Budget, refresh: Refresh, options: SparseOptions) -> Sparsity {
+    let config = loaded.engine.config();
+    let policy = Random::new(seed, budget, config).unwrap();
+    Sparsity::new(Arc::clone(&loaded.packed), Box::new(policy), refresh, config, options)
+}
+
+/// How one sequence goes on.
+#[derive(Clone, Debug)]
+enum Act {
+    Steps(usize),
+    Dense(usize),
+    Prompt(usize),
+    Rewind(usize),
+}
+
+fn acts() -> impl Strategy<Value = Vec<Act>> {
+    let act = prop_oneof![
+        4 => (1usize..12).prop_map(Act::Steps),
+        1 => (1usize..4).prop_map(Act::Dense),
+        1 => (1usize..6).prop_map(Act::Prompt),
+        1 => (1usize..9).prop_map(Act::Rewind),
+    ];
+    prop::collection::vec(act, 1..6)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1000))]
+
+    /// Every step's logits are those of the masked dense model on the whole sequence, whatever is mixed: sparse and dense
+    /// steps, prompts in between, rewinding, budgets, refresh, flushes, skips.
+    #[test]
+    fn sparse_steps_are_the_masked_dense_model(
+        kind in kinds(),
+        acts in acts(),
+        (heads, neurons, global) in (0.05f32..=1.0, 0.05f32..=1.0, any::<bool>()),
+        (every, kv_flush, relu_skip, seed) in (1usize..4, 1usize..9, any::<bool>(), any::<u64>()),
+    ) {
+        let config = kind.config();
+        let all = isas();
+        let isa = all[seed as usize % all.len()];
+        let loaded = load(&config, kind.dtype, isa, seed);
+        let scope = if global { Scope::Global } else { Scope::Local };
+        let budget = Budget { heads, neurons, scope };
+        let options = SparseOptions { relu_skip, kv_flush };
+        let sparse = |salt| sparsity(&loaded, seed ^ salt, budget, Refresh::Every(every), options);
+        let mut session = loaded.engine.session(SessionOptions::default()).unwrap();
+        let token = |i: usize| ((i * 7 + seed as usize % 50) % 61) as u32;
+
+        let mut plans: Vec<Option<Plan>> = Vec::new();
+        let mut checks: Vec<(Vec<u32>, Vec<Option<Plan>>, Vec<f32>)> = Vec::new();
+        session.prefill(&[token(0), token(1), token(2)]).unwrap();
+        plans.resize(3, None);
+        for (salt, act) in acts.into_iter().enumerate() {
+            match act {
+                Act::Steps(n) => {
+                    session.set_sparsity(Some(sparse(salt as u64)));
+                    for _ in 0..n {
+                        session.step(token(session.tokens().len())).unwrap();
+                        plans.push(Some(session.sparsity().unwrap().plan().clone()));
+                    }
+                }
+                Act::Dense(n) => {
+                    session.set_sparsity(None);
+                    for _ in 0..n {
+                        session.step(token(session.tokens().len())).unwrap();
+                        plans.push(None);
+                    }
+                }
+                Act::Prompt(n) => {
+                    let start = session.tokens().len();
+                    let text: Vec<u32> = (start..start + n).map(token).collect();
+                    session.prefill(&text).unwrap();
+                    plans.resize(start + n, None);
+                }
+                Act::Rewind(n) => {
+                    session.truncate(session.tokens().len().saturating_sub(n).max(1));
+                    plans.truncate(session.tokens().len());
+                    session.step(token(3)).unwrap();
+                    plans.push(session.sparsity().map(|s| s.plan().clone()));
+                }
+            }
+            checks.push((session.tokens().to_vec(), plans.clone(), session.logits().to_vec()));
+        }
+        for (tokens, plans, got) in checks {
+            let mut mask = Mask { plans: &plans, heads: config.heads, neurons: config.ffn, first: 0 };
+            let mut oracle = loaded.engine.session(SessionOptions::default()).unwrap();
+            let want = oracle.prefill_with(&tokens, &mut mask, &mut |_| ControlFlow::Continue(())).unwrap();
+            let size = want.iter().fold(1.0f32, |a, b| a.max(b.abs()));
+            let worst = largest_difference(&got, want) / size;
+            prop_assert!(worst < 1e-4, "{kind:?}, {isa}: off by {worst} after {} tokens", tokens.len());
+        }
+    }
+}
+
+/// Keys and values that are made late are those that would have been made at once: the number of positions after which all
+/// heads are filled changes no bit.
+#[test]
+fn lazy_keys_and_values_are_eager_ones() {
+    let kind = Kind {
+        opt: false,
+        kv_heads: 3,
+        group: 2,
+        head_dim: 8,
+        hidden: 24,
+        ffn: 40,
+        layers: 3,
+        relu: false,
+        post_norm: false,
+        window: false,
+        dtype: DType::BF16,
+    };
+    let loaded = load(&kind.config(), kind.dtype, *isas().last().unwrap(), 11);
+    let budget = Budget { heads: 0.2, neurons: 0.5, scope: Scope::Local };
+    let run = |kv_flush| {
+        let options = SparseOptions { kv_flush, ..SparseOptions::default() };
+        let mut session = loaded.engine.session(SessionOptions::default()).unwrap();
+        session.prefill(&[1, 2, 3]).unwrap();
+        session.set_sparsity(Some(sparsity(&loaded, 4, budget, Refresh::EveryToken, options)));
+        let mut all = Vec::new();
+        for i in 0..60 {
+            all.extend(session.step(i % 61).unwrap().iter().map(|v| v.to_bits()));
+        }
+        (all, session.pending_bytes())
+    };
+    let (eager, little) = run(1);
+    for kv_flush in [2, 7, 64, 1000] {
+        let (lazy, more) = run(kv_flush);
+        assert!(eager == lazy, "flush after {kv_flush}");
+        assert!(more >= little);
+    }
+}
+
+/// Keeping everything is one thing, whoever decides it and however often: the same bits.
+#[test]
+fn keeping_everything_is_dense_bit_for_bit() {
+    for opt in [true, false] {
+        let kind = Kind {
+            opt,
+            kv_heads: 3,
+            group: if opt { 1 } else { 2 },
+            head_dim: 8,
+            hidden: 24,
+            ffn: 40,
+            layers: 3,
+            relu: opt,
+            post_norm: false,
+            window: false,
+            dtype: DType::F16,
+        };
+        let loaded = load(&kind.config(), kind.dtype, *isas().last().unwrap(), 12);
+        let run = |sparsity| {
+            let mut session = loaded.engine.session(SessionOptions::default()).unwrap();
+            session.prefill(&[1, 2, 3]).unwrap();
+            session.set_sparsity(Some(sparsity));
+            (0..20)
+                .flat_map(|i| session.step(i).unwrap().iter().map(|v| v.to_bits()).collect::<Vec<_>>())
+                .collect::<Vec<_>>()
+        };
+        let config = loaded.engine.config();
+        let options = SparseOptions::default();
+        let dense = Box::new(shadowllm::sparsity::Dense);
+        let dense = run(Sparsity::new(Arc::clone(&loaded.packed), dense, Refresh::EveryToken, config, options));
+        let all = Budget { heads: 1.0, neurons: 1.0, scope: Scope::Global };
+        assert!(dense == run(sparsity(&loaded, 1, all, Refresh::EveryToken, options)));
+        assert!(dense == run(sparsity(&loaded, 1, all, Refresh::Every(3), options)));
+        let unskipped = SparseOptions { relu_skip: false, ..options };
+        assert!(dense == run(sparsity(&loaded, 1, all, Refresh::EveryToken, unskipped)), "the skip changed a bit");
+    }
+}
