@@ -70,6 +70,14 @@ pub enum Error {
         /// Why there is no usable template.
         reason: String,
     },
+    /// A policy was named without what it decides by.
+    #[error("the policy {policy} needs {option}")]
+    PolicyNeeds {
+        /// The policy.
+        policy: &'static str,
+        /// The option that is missing.
+        option: &'static str,
+    },
     /// A model shape that is not in the list.
     #[error("unknown shape {found:?}; known are {known}")]
     UnknownShape {

@@ -7,8 +7,10 @@ use serde::Serialize;
 
 use super::console::{Console, read_text};
 use super::options::{ModelArgs, SamplingArgs, token_id};
-use crate::generate::{Completion, CompletionOptions, Engine, Session, SessionOptions, StopReason, Timing};
+use super::sparsity::SparsityArgs;
+use crate::generate::{Completion, CompletionOptions, Engine, Session, SessionOptions, Sparsity, StopReason, Timing};
 use crate::kernels::{Cpu, read_passes};
+use crate::sparsity::Kept;
 use crate::{Error, Result};
 
 /// Bytes read to measure the bandwidth: many times any last-level cache.
@@ -61,9 +63,12 @@ pub(super) struct Generate {
     #[arg(long)]
     json: bool,
 
-    // Last: its heading is that of all options after it.
+    // Last: a heading is that of all options after it.
     #[command(flatten)]
     sampling: SamplingArgs,
+
+    #[command(flatten)]
+    sparsity: SparsityArgs,
 }
 
 /// What `generate --json` prints.
@@ -102,13 +107,25 @@ struct Report<'a> {
     threads: usize,
     /// Precision of products with many prompt tokens, where the weights are bf16.
     compute: &'static str,
+    /// Who chose the units of each token: `dense`, `static`, `shadow`, `dejavu`, `random`.
+    policy: &'static str,
+    /// Units kept / units, over all layers and decode steps; `null` if there was no step.
+    kept: Option<Kept>,
+    /// Bytes that the decisions read, on average per token; part of `bytes_per_token`.
+    predictor_bytes_per_token: Option<f64>,
+    /// Bytes that a decode step over all units reads, on average.
+    dense_bytes_per_token: Option<f64>,
+    /// `dense_bytes_per_token / bytes_per_token`: the speed-up if time were bytes.
+    ideal_speedup: Option<f64>,
 }
 
 impl Generate {
     pub(super) fn run(self, console: &mut Console) -> Result<()> {
-        let engine = self.model.fast_engine(console)?;
+        let checkpoint = self.model.checkpoint(console)?;
+        let engine = self.model.fast_engine_of(&checkpoint)?;
         let prompt = self.prompt_tokens(&engine)?;
         let mut session = engine.session(SessionOptions { context: self.context })?;
+        session.set_sparsity(self.sparsity.load(console, &checkpoint, &engine)?);
         let options = CompletionOptions {
             sampler: self.sampling.over(&crate::generate::SamplerOptions::default()),
             max_tokens: Some(self.max_tokens),
@@ -138,6 +155,11 @@ impl Generate {
                 isa: engine.cpu().isa().to_string(),
                 threads: engine.cpu().threads(),
                 compute: engine.cpu().compute().name(),
+                policy: session.sparsity().map_or("dense", Sparsity::policy),
+                kept: done.timing.kept(engine.config()),
+                predictor_bytes_per_token: done.timing.per_step(done.timing.decision_bytes),
+                dense_bytes_per_token: done.timing.per_step(done.timing.dense_bytes),
+                ideal_speedup: done.timing.ideal_speedup(),
             })?;
         } else {
             console.line("")?;
@@ -146,6 +168,15 @@ impl Generate {
                 console.note(&format!("stopped: the context of {context} tokens is full"));
             }
             console.note(&speed(&done.timing, engine.cpu(), read));
+            if let (Some(sparsity), Some(kept)) = (session.sparsity(), done.timing.kept(engine.config())) {
+                console.note(&format!(
+                    "policy {}: {:.1} % of the heads and {:.1} % of the neurons kept, ideally {:.2} times as fast as dense",
+                    sparsity.policy(),
+                    100.0 * kept.heads,
+                    100.0 * kept.neurons,
+                    done.timing.ideal_speedup().unwrap_or(1.0),
+                ));
+            }
         }
         done.complete()
     }

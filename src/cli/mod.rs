@@ -15,6 +15,7 @@ mod logits;
 mod options;
 mod pack;
 mod random_model;
+mod sparsity;
 
 use std::ffi::OsString;
 use std::process::ExitCode;

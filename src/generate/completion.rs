@@ -2,11 +2,14 @@
 
 use std::time::Instant;
 
+use shadowllm_weights::ModelConfig;
+
 use super::StopTokens;
 use super::{Sampler, SamplerOptions, Session};
 #[cfg(feature = "tokenizer")]
 use super::{StopStrings, TextStream};
 use crate::Result;
+use crate::sparsity::Kept;
 
 /// Settings of a [`Completion`].
 #[derive(Clone, Debug, Default)]
@@ -56,8 +59,16 @@ pub struct Timing {
     pub decode_steps: usize,
     /// Time of all decode steps with sampling.
     pub decode_seconds: f64,
-    /// Bytes that all decode steps read, as declared by the model.
+    /// Bytes that all decode steps read, as declared by the model and the kernels.
     pub decode_bytes: u64,
+    /// Bytes that they would have read over all units.
+    pub dense_bytes: u64,
+    /// Of `decode_bytes`, what the decisions of a policy read.
+    pub decision_bytes: u64,
+    /// Heads that all decode steps kept.
+    pub kept_heads: u64,
+    /// Neurons that all decode steps kept.
+    pub kept_neurons: u64,
 }
 
 impl Timing {
@@ -73,7 +84,25 @@ impl Timing {
 
     /// Bytes read by a decode step, on average; `None` if there was none.
     pub fn bytes_per_token(&self) -> Option<f64> {
-        (self.decode_steps > 0).then(|| self.decode_bytes as f64 / self.decode_steps as f64)
+        self.per_step(self.decode_bytes)
+    }
+
+    /// A sum over the decode steps as a mean; `None` if there was none.
+    pub fn per_step(&self, sum: u64) -> Option<f64> {
+        (self.decode_steps > 0).then(|| sum as f64 / self.decode_steps as f64)
+    }
+
+    /// Units kept / units, over all layers and decode steps; `None` if there was no step.
+    pub fn kept(&self, config: &ModelConfig) -> Option<Kept> {
+        Some(Kept {
+            heads: self.per_step(self.kept_heads)? / (config.layers * config.heads) as f64,
+            neurons: self.per_step(self.kept_neurons)? / (config.layers * config.ffn) as f64,
+        })
+    }
+
+    /// How much faster decoding would be than dense if time were bytes; `None` if there was no step.
+    pub fn ideal_speedup(&self) -> Option<f64> {
+        (self.decode_steps > 0).then(|| self.dense_bytes as f64 / self.decode_bytes as f64)
     }
 
     /// Bytes read per second of decoding, in 10^9; `None` if there was no step.
@@ -180,7 +209,7 @@ impl<'s> Completion<'s> {
             let position = self.session.tokens().len();
             self.session.step(token)?;
             self.timing.decode_steps += 1;
-            self.timing.decode_bytes += self.session.engine().model().active_bytes(position).total();
+            self.count_step(position);
         }
         let token = self.sampler.sample(self.session.logits(), self.session.tokens())?;
         if self.timing.decode_steps > 0 {
@@ -199,6 +228,22 @@ impl<'s> Completion<'s> {
             self.reason = Some(StopReason::ContextFull);
         }
         Ok(Some(Piece { token, text: &self.text }))
+    }
+
+    fn count_step(&mut self, position: usize) {
+        let (session, timing) = (&*self.session, &mut self.timing);
+        timing.decode_bytes += session.step_bytes();
+        timing.dense_bytes += session.engine().model().active_bytes(position).total();
+        let config = session.engine().config();
+        let (heads, neurons) = match session.sparsity() {
+            Some(sparsity) => {
+                timing.decision_bytes += sparsity.decision_bytes();
+                (sparsity.count().heads, sparsity.count().neurons)
+            }
+            None => ((config.layers * config.heads) as u64, (config.layers * config.ffn) as u64),
+        };
+        timing.kept_heads += heads;
+        timing.kept_neurons += neurons;
     }
 
     /// Puts the text that is certain with `token` into `self.text`; whether a stop string has ended it.

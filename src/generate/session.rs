@@ -104,6 +104,20 @@ impl Session {
         self.sparsity.as_ref()
     }
 
+    /// Bytes that the last step read: weights, keys and values, and what its decisions read.
+    pub fn step_bytes(&self) -> u64 {
+        let model = self.engine.model();
+        let dense = model.active_bytes(self.tokens.len().saturating_sub(1));
+        match &self.sparsity {
+            None => dense.total(),
+            Some(sparsity) => {
+                let count = sparsity.count();
+                let fixed = dense.head + dense.embedding + model.vector_bytes();
+                fixed + count.blocks + count.cache + sparsity.decision_bytes()
+            }
+        }
+    }
+
     /// Bytes of attention inputs that are kept to make missing keys and values from.
     pub fn pending_bytes(&self) -> u64 {
         self.cache.pending_bytes()

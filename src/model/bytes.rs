@@ -53,6 +53,21 @@ impl Model {
         }
     }
 
+    /// Bytes of the layers' norms and biases, which every token reads whatever it keeps.
+    pub fn vector_bytes(&self) -> u64 {
+        let bias = |l: &super::Linear| l.bytes() - l.weight.bytes() as u64;
+        let layers = self.layers.iter().map(|layer| {
+            let a = &layer.attention;
+            let ffn = match &layer.ffn {
+                Ffn::Plain { fc1, fc2 } => bias(fc1) + bias(fc2),
+                Ffn::Gated { gate, up, down } => bias(gate) + bias(up) + bias(down),
+            };
+            let attention: u64 = [&a.q, &a.k, &a.v, &a.out].into_iter().map(bias).sum();
+            attention + ffn + layer.attention_norm.bytes() + layer.ffn_norm.bytes()
+        });
+        layers.sum()
+    }
+
     /// Number of parameters, tied ones counted once.
     pub fn parameters(&self) -> u64 {
         let matrix = |m: &crate::tensor::Matrix| (m.rows() * m.cols()) as u64;
