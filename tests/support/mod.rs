@@ -1,6 +1,6 @@
 //! What several integration tests need. Each test file uses a part of it.
 
-#![allow(dead_code, clippy::unwrap_used)]
+#![allow(dead_code, clippy::unwrap_used, clippy::print_stdout)]
 
 use std::path::PathBuf;
 
