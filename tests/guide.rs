@@ -43,7 +43,7 @@ fn links_lead_somewhere() {
             checked += 1;
         }
     }
-    assert!(checked > 15, "only {checked} links were found");
+    assert!(checked >= 15, "only {checked} links were found");
 }
 
 #[test]
