@@ -236,8 +236,9 @@ mod tests {
         let greedy = |penalty, logits: &[f32]| {
             sampler(SamplerOptions { repetition_penalty: penalty, ..SamplerOptions::default() }).sample(logits, &[0, 1])
         };
-        assert_eq!(greedy(1e-38, &[3.0, -1.0, 9.0]).unwrap(), 0);
-        assert_eq!(greedy(f32::MAX, &[-3.0, -1.0]).unwrap(), 1);
+        assert_eq!(greedy(1e-38, &[-1.0, 30.0, 9.0]).unwrap(), 1);
+        // Both end at the lowest number there is, and ties go to the lower id.
+        assert_eq!(greedy(f32::MAX, &[-3.0, -2.0]).unwrap(), 0);
     }
 
     /// Hugging Face's processors one after the other, with full sorts and no shortcuts.
