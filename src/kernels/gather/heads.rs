@@ -157,7 +157,7 @@ fn project_kv<W: Element>(
     head_dim: usize,
 ) {
     let (t, d) = (outs[0].len() / head_dim, record.len() / (2 * head_dim));
-    let outs = outs.map(|out| SharedOut::new(out));
+    let outs = outs.map(SharedOut::new);
     cpu.split(2 * head_dim, 1, d * size_of::<W>() + t * d, &|range| {
         for (i, out) in outs.into_iter().enumerate() {
             let of = |row: usize| row.clamp(i * head_dim, (i + 1) * head_dim) - i * head_dim;
