@@ -4,7 +4,8 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use shadowllm::kernels::{
-    AttentionShape, Cpu, CpuOptions, IsaName, RopeTable, attention, embed_row, gated, linear, rms_norm, rope, softmax,
+    AttentionShape, Cpu, CpuOptions, FfnGather, IsaName, RopeTable, attention, attention_gather, embed_row, ffn_gather,
+    gated, heads_output, heads_project, kv_project, linear, rms_norm, rope, softmax,
 };
 use shadowllm::tensor::Matrix;
 use shadowllm_weights::{Activation, DType, Rope, RopeScaling, TensorData};
@@ -41,6 +42,17 @@ fn a_warm_token_allocates_nothing() {
     let (q, up, down) = (matrix(d, d), matrix(f, d), matrix(d, f));
     let (k, v) = (vec![0.5; kv_heads * capacity * head_dim], vec![0.25; kv_heads * capacity * head_dim]);
     let table = RopeTable::new(&Rope { theta: 10_000.0, scaling: RopeScaling::None }, head_dim);
+    let (head_records, records) = (matrix(heads, 2 * head_dim * d), matrix(f, 3 * d));
+    let (some_heads, neurons) = ([0, 1, 4, 7], (0..f as u32).step_by(3).collect::<Vec<_>>());
+    let ffn = FfnGather {
+        records: &records,
+        bias: None,
+        up_bias: None,
+        out_bias: None,
+        activation: Activation::Silu,
+        gate_threshold: Some(0.01),
+        skip: true,
+    };
     let shape = AttentionShape { heads, kv_heads, head_dim, window: None, scale: 0.125 };
     for isa in IsaName::available() {
         for threads in [1, 2] {
@@ -59,6 +71,14 @@ fn a_warm_token_allocates_nothing() {
                     gated(&cpu, Activation::Silu, &mut a, &b);
                     linear(&cpu, &down, None, &a, &mut x);
                     softmax(&cpu, &mut x[..d]);
+                    let (q, contexts) = a.split_at_mut(some_heads.len() * head_dim);
+                    let contexts = &mut contexts[..q.len()];
+                    heads_project(&cpu, &head_records, head_dim, &some_heads, None, &x[..d], q);
+                    attention_gather(&cpu, &shape, &some_heads, q, &k, &v, capacity, 700, contexts);
+                    heads_output(&cpu, &head_records, head_dim, &some_heads, contexts, None, &mut y[..d]);
+                    ffn_gather(&cpu, &ffn, &neurons, &x[..d], &mut y[..d]);
+                    let (keys, values) = a[..2 * rows * head_dim].split_at_mut(rows * head_dim);
+                    kv_project(&cpu, &head_records, head_dim, 3, None, None, &x, keys, values);
                 };
                 let allocations = cpu.install(|| {
                     // Which thread needs how much scratch at once depends on chance: warm is when a while passes without.

@@ -12,8 +12,9 @@ use crate::kernels::isa::Kernel;
 use crate::kernels::simd::{Element, Simd, math};
 use crate::tensor::{Matrix, MatrixView};
 
-/// Records whose first products are computed before the second halves of those that count are read. The inner values of a
-/// block stay on the stack; a block is long enough that the moments between its phases, when too little is asked for, vanish.
+/// Records whose first products are computed before the rest of those that count is read, where it is not known beforehand
+/// which these are. Their inner values stay on the stack; there are so many that the moment between the phases, when nothing
+/// can be asked for, is of no weight, and that those that count still fill the streams.
 const BLOCK: usize = 64;
 
 /// One layer's FFN as records: one contiguous row per neuron.
@@ -58,8 +59,8 @@ impl FfnGather<'_> {
 /// `x` `[d]`, `out` `[d]`. R = 2: `out = sum_i f(fc1_i . x + bias_i) * fc2_i + out_bias`; R = 3:
 /// `out = sum_i f(gate_i . x + bias_i) * (up_i . x + up_bias_i) * down_i + out_bias`. The inner values are bit for bit those of
 /// [`linear`](super::super::linear) and [`activate`](super::super::activate) for one row; their sum
-/// has an error of at most `(P + 66) * 2^-23 * sum_i |z_i * w_i|`, where `P` is `n/64` rounded up to a multiple of 64 for a
-/// list of `n`. It depends on the list and nothing else.
+/// has an error of at most `(P + 34) * 2^-23 * (sum_i |z_i * w_i| + |out_bias|)`, where `P = max(128, n/32 + 8)` for a list of
+/// `n`. It depends on the operands and the list, and on nothing else.
 ///
 /// With `skip`, the results are those without it (`==`, so up to the sign of a zero) as long as the weights are finite; an
 /// infinite weight that would have met a zero is not seen. NaN of `x`, of the first row or of a bias is never skipped.
@@ -93,7 +94,7 @@ fn gather<W: Element>(cpu: &Cpu, records: Records<'_, W>, out: &mut [f32]) -> Ga
     let second = AtomicUsize::new(0);
     let bytes = records.rows * records.x.len() * size_of::<W>();
     let list = records.list;
-    Pieces::new(list.len(), BLOCK).sum(cpu, bytes, records.spec.out_bias, out, &|piece, sum| {
+    Pieces::new(list.len()).sum(cpu, bytes, records.spec.out_bias, out, &|piece, sum| {
         let read = cpu.run(Piece { records, piece, sum });
         second.fetch_add(read, Ordering::Relaxed);
     });
@@ -151,8 +152,10 @@ impl<W: Element> Kernel for Piece<'_, W> {
     fn run<S: Simd>(self, s: S) -> usize {
         let records = self.records;
         let mut read = 0;
-        for start in self.piece.clone().step_by(BLOCK) {
-            let block = start..self.piece.end.min(start + BLOCK);
+        // A record that is read whole is best read at once: what the processor fetches behind its first row is then of use.
+        let length = if records.may_skip() { BLOCK } else { STREAMS };
+        for start in self.piece.clone().step_by(length) {
+            let block = start..self.piece.end.min(start + length);
             read += records.block(s, block, self.sum);
         }
         read

@@ -69,8 +69,8 @@ fn project<W: Element>(cpu: &Cpu, heads: Heads<'_, W>, bias: Option<&[f32]>, x: 
 ///
 /// `heads` as in [`heads_project`], `contexts` `[list.len(), d_h]`, `bias` `[d]`, `out` `[d]`:
 /// `out = sum_h sum_c contexts[h][c] * Wo[:, h*d_h + c] + bias`, with an error of at most
-/// `(P*d_h + 66) * 2^-23 * (sum |contexts * Wo| + |bias|)`, where `P` is a 64th of the list's length, rounded up. It depends on
-/// the operands and nothing else.
+/// `(P + 34) * 2^-23 * (sum |contexts * Wo| + |bias|)`, where `P = max(128, n/32 + 8)` for `n` contexts. It depends on the
+/// operands and the list, and on nothing else.
 ///
 /// # Panics
 /// If a length does not fit or the list names a head that does not exist.
@@ -97,9 +97,7 @@ pub fn heads_output(
 }
 
 fn output<W: Element>(cpu: &Cpu, heads: Heads<'_, W>, contexts: &[f32], bias: Option<&[f32]>, out: &mut [f32]) {
-    let bytes = heads.head_dim * heads.d * size_of::<W>();
-    Pieces::new(heads.list.len(), 1).sum(cpu, bytes, bias, out, &|piece, sum| {
-        let rows = piece.start * heads.head_dim..piece.end * heads.head_dim;
+    Pieces::new(contexts.len()).sum(cpu, heads.d * size_of::<W>(), bias, out, &|rows, sum| {
         cpu.run(Output { heads, factors: &contexts[rows.clone()], first: rows.start, sum });
     });
 }
@@ -159,7 +157,7 @@ fn project_kv<W: Element>(
     head_dim: usize,
 ) {
     let (t, d) = (outs[0].len() / head_dim, record.len() / (2 * head_dim));
-    let outs = outs.map(|out| SharedOut::new(out));
+    let outs = outs.map(SharedOut::new);
     cpu.split(2 * head_dim, 1, d * size_of::<W>() + t * d, &|range| {
         for (i, out) in outs.into_iter().enumerate() {
             let of = |row: usize| row.clamp(i * head_dim, (i + 1) * head_dim) - i * head_dim;

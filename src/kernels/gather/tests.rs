@@ -1,7 +1,8 @@
 use proptest::prelude::*;
 use shadowllm_weights::{Activation, DType, TensorData};
 
-use super::pieces::MOST;
+use super::pieces::{LEAST, MOST};
+use super::streams::STREAMS;
 use super::{
     FfnGather, GatherCount, ffn_gather, heads_bytes, heads_output, heads_project, kv_project, kv_project_bytes,
 };
@@ -46,8 +47,8 @@ fn bits(x: &[f32]) -> Vec<u32> {
     x.iter().map(|v| v.to_bits()).collect()
 }
 
-/// The bound of a sum over listed units: a chain of `chain` additions in a piece, then the pieces and the bias.
-fn bound(chain: usize, w: &Matrix, bias: Option<&[f32]>, x: &[f32]) -> Vec<(f64, f64)> {
+/// The sum over `n` listed rows in `f64` and its bound: a chain of additions in a piece, then the pieces and the bias.
+fn bound(n: usize, w: &Matrix, bias: Option<&[f32]>, x: &[f32]) -> Vec<(f64, f64)> {
     let exact = oracle::linear(w, bias, x, Compute::F32);
     let sizes = oracle::linear(
         &made(w.rows(), w.cols(), DType::F32, &widened(w).iter().map(|v| v.abs()).collect::<Vec<_>>()),
@@ -55,7 +56,7 @@ fn bound(chain: usize, w: &Matrix, bias: Option<&[f32]>, x: &[f32]) -> Vec<(f64,
         &x.iter().map(|v| v.abs()).collect::<Vec<_>>(),
         Compute::F32,
     );
-    let factor = (chain + MOST + 2) as f64 * f64::from(f32::EPSILON);
+    let factor = ((2 * LEAST).max(n / MOST + STREAMS) + MOST + 2) as f64 * f64::from(f32::EPSILON);
     exact.into_iter().zip(sizes).map(|((value, _), (size, _))| (value, factor * size)).collect()
 }
 
@@ -127,7 +128,7 @@ impl Ffn {
         let (d, rows) = (self.x.len(), self.rows());
         let down = transposed(&unpacked(&self.records, d, [rows - 1, rows, 1]));
         let out_bias = self.biases.as_ref().map(|biases| biases[2].as_slice());
-        bound(n.div_ceil(64).next_multiple_of(64), &down, out_bias, inner)
+        bound(n, &down, out_bias, inner)
     }
 }
 
@@ -322,7 +323,7 @@ fn heads_are_the_masked_dense_projections(isa: IsaName) {
         let mut out = vec![f32::NAN; d];
         heads_output(&cpu, &heads, d_h, &list, &listed, bias.as_deref(), &mut out);
         let wo = transposed(&unpacked(&heads, d, [1, 2, d_h]));
-        close(&out, &bound(list.len().div_ceil(64) * d_h, &wo, bias.as_deref(), &contexts))?;
+        close(&out, &bound(list.len() * d_h, &wo, bias.as_deref(), &contexts))?;
     });
 }
 
