@@ -18,8 +18,9 @@ struct Run {
 
 fn command(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_shadowllm"));
-    // Nothing here may look into this machine's model cache or reach for the network.
+    // Nothing here may look into this machine's caches or reach for the network.
     command.args(args).env("HF_HUB_OFFLINE", "1").env("HF_HOME", "no-such-cache").current_dir(ROOT);
+    command.env("SHADOWLLM_CACHE", concat!(env!("CARGO_TARGET_TMPDIR"), "/packed"));
     command
 }
 
@@ -133,6 +134,44 @@ fn generate_json_has_the_documented_fields() {
     let ratio = report["effective_gb_per_second"].as_f64().unwrap() * 1e9
         / (bytes * report["decode_tokens_per_second"].as_f64().unwrap());
     assert!((ratio - 1.0).abs() < 1e-6, "{ratio}");
+}
+
+#[test]
+fn sparse_text_and_what_it_read() {
+    let prompt = ["generate", "Once upon a time", "-n", "24", "--ignore-eos"];
+    let with = |options: &[&str]| {
+        let args: Vec<&str> = prompt.iter().chain(options).chain(&["--json"]).copied().collect();
+        json(&args)
+    };
+    let plain = with(&[]);
+    assert_eq!(plain["policy"], "dense");
+    assert_eq!(plain["kept"], serde_json::json!({"heads": 1.0, "neurons": 1.0}));
+    let mut golden = Vec::new();
+    for options in [
+        &["--policy", "dense"][..],
+        &["--policy", "random", "--keep", "0.9", "--policy-seed", "1"],
+        &["--policy", "random", "--keep", "0.5", "--policy-seed", "1"],
+        &["--policy", "random", "--head-keep", "1", "--neuron-keep", "0.25", "--budget", "global", "--refresh", "4"],
+        &["--policy", "random", "--head-keep", "0.5", "--neuron-keep", "1", "--refresh", "prompt"],
+    ] {
+        let report = with(options);
+        golden.push(serde_json::json!({"options": options, "text": report["text"], "kept": report["kept"]}));
+        let dense = report["dense_bytes_per_token"].as_f64().unwrap();
+        let read = report["bytes_per_token"].as_f64().unwrap();
+        let ideal = report["ideal_speedup"].as_f64().unwrap();
+        assert!((ideal - dense / read).abs() < 1e-9 && ideal > 1.0, "{report}");
+        // With ReLU even the dense policy leaves second halves unread; without the skip it reads what dense decoding reads.
+        let unskipped = with(&[options, &["--no-relu-skip"]].concat());
+        assert_eq!(unskipped["text"], report["text"]);
+        let all = unskipped["bytes_per_token"].as_f64().unwrap();
+        assert!(all > read, "{options:?}");
+        if options == ["--policy", "dense"] {
+            assert!((all / dense - 1.0).abs() < 0.01, "{all} instead of {dense}");
+            assert_eq!(report["text"], plain["text"]);
+        }
+        assert_eq!(report["predictor_bytes_per_token"], 0.0);
+    }
+    insta::assert_json_snapshot!("sparse_text", golden);
 }
 
 #[test]
@@ -294,6 +333,7 @@ fn every_mistake_has_its_message() {
     let long = "word ".repeat(600);
     let path = |p: &Path| p.to_str().unwrap().to_owned();
     let (opt, text) = (fixture("opt-pre"), path(&text));
+    let trap = fixture("opt-pre/model.safetensors");
     let dangling = path(&base.join("dangling"));
     #[cfg(unix)]
     std::os::unix::fs::symlink("nowhere", &dangling).unwrap();
@@ -304,6 +344,18 @@ fn every_mistake_has_its_message() {
         &["generate", &long],
         &["generate", "hello", "--temperature", "-1"],
         &["generate", "hello", "--top-p", "0"],
+        &["generate", "hello", "--keep", "0.5"],
+        &["generate", "hello", "--policy", "greedy"],
+        &["generate", "hello", "--policy", "random", "--keep", "0"],
+        &["generate", "hello", "--policy", "random", "--head-keep", "1.5"],
+        &["generate", "hello", "--policy", "random", "--neuron-keep", "nan"],
+        &["generate", "hello", "--policy", "random", "--budget", "some"],
+        &["generate", "hello", "--policy", "random", "--refresh", "often"],
+        &["generate", "hello", "--policy", "static"],
+        &["generate", "hello", "--policy", "static", "--scores", "no-such-file"],
+        &["generate", "hello", "--policy", "static", "--scores", "README.md"],
+        &["generate", "hello", "--policy", "shadow"],
+        &["generate", "hello", "--policy", "shadow", "--predictor", &trap],
         &["generate", "hello", "--stop", ""],
         &["generate", "hello", "--threads", "100000"],
         &["generate", "--prompt-ids", "5,-1"],
