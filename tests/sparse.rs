@@ -173,7 +173,7 @@ proptest! {
         let token = |i: usize| ((i * 7 + seed as usize % 50) % 61) as u32;
 
         let mut plans: Vec<Option<Plan>> = Vec::new();
-        let mut checks: Vec<(Vec<u32>, Vec<Option<Plan>>, Vec<f32>)> = Vec::new();
+        let mut checks = Vec::new();
         session.prefill(&[token(0), token(1), token(2)]).unwrap();
         plans.resize(3, None);
         for (salt, act) in acts.into_iter().enumerate() {

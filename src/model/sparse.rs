@@ -150,8 +150,8 @@ impl Model {
         kv.pending.resize(kv.pending.len().max((waiting + 1) * d));
         kv.pending[waiting * d..][..d].copy_from_slice(input);
         let end = position + 1;
-        let mut needed = list.iter().map(|&head| head as usize / group).collect::<Vec<_>>();
-        needed.dedup();
+        // The list ascends, and a head that is filled already costs nothing.
+        let needed = list.iter().map(|&head| head as usize / group);
         count.blocks += self.fill_layer(cpu, packed, index, needed, end, capacity, kv);
         if waiting + 1 >= options.kv_flush.max(1) {
             count.blocks += self.fill_layer(cpu, packed, index, 0..c.kv_heads, end, capacity, kv);
@@ -173,8 +173,8 @@ impl Model {
             window: *window,
             scale: (width as f32).powf(-0.5),
         };
-        // Keys are not needed any more: their buffer takes the contexts of the kept heads.
-        let kept = sized(&mut ws.up, list.len() * width);
+        // New keys went straight into the cache, so their buffer is free for the contexts of the kept heads.
+        let kept = sized(&mut ws.keys, list.len() * width);
         attention_gather(cpu, &shape, list, queries, &kv.keys, &kv.values, capacity, position, kept);
         let block = sized(&mut ws.block, d);
         heads_output(cpu, &records.heads, width, list, kept, out.bias.as_deref(), block);
