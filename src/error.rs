@@ -70,6 +70,16 @@ pub enum Error {
         /// Why there is no usable template.
         reason: String,
     },
+    /// Packed weights belong to a model of another shape.
+    #[error("these packed weights have {found} {what}, the model has {expected}; pack the model that is loaded")]
+    PackedShape {
+        /// What differs.
+        what: &'static str,
+        /// In the packed weights.
+        found: usize,
+        /// In the model.
+        expected: usize,
+    },
     /// A policy was named without what it decides by.
     #[error("the policy {policy} needs {option}")]
     PolicyNeeds {

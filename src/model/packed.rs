@@ -1,9 +1,9 @@
 //! Layer weights as records of units, for tokens that keep a part of them.
 
-use shadowllm_weights::{PackedCheckpoint, TensorData};
+use shadowllm_weights::{ModelConfig, PackedCheckpoint, TensorData};
 
-use crate::Result;
 use crate::tensor::Matrix;
+use crate::{Error, Result};
 
 /// Records of one layer.
 #[derive(Clone, Debug)]
@@ -42,5 +42,33 @@ impl PackedModel {
             })
         });
         Ok(PackedModel { layers: layers.collect::<Result<_>>()? })
+    }
+
+    /// Checks that the records are those of a model of this shape.
+    ///
+    /// # Errors
+    /// [`Error::PackedShape`] names the first difference.
+    pub fn check(&self, config: &ModelConfig) -> Result<()> {
+        let mismatch = |what, found, expected| Err(Error::PackedShape { what, found, expected });
+        if self.layers.len() != config.layers {
+            return mismatch("layers", self.layers.len(), config.layers);
+        }
+        let head = 2 * config.head_dim * config.hidden;
+        let neuron = config.hidden * if config.gated { 3 } else { 2 };
+        for layer in &self.layers {
+            for (what, records, rows, cols) in [
+                ("heads", &layer.heads, config.heads, head),
+                ("key/value heads", &layer.kv_heads, config.kv_heads, head),
+                ("neurons", &layer.neurons, config.ffn, neuron),
+            ] {
+                if records.rows() != rows {
+                    return mismatch(what, records.rows(), rows);
+                }
+                if records.cols() != cols {
+                    return mismatch("values of a record", records.cols(), cols);
+                }
+            }
+        }
+        Ok(())
     }
 }

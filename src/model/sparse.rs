@@ -6,18 +6,16 @@
 //! between. Missing rows of a head are made together, so its weights are read about as often as the head is kept; after
 //! `kv_flush` positions all heads are filled. What attention reads is bit for bit what would have been there at once.
 
-use shadowllm_weights::NormPlacement;
-
 use super::cache::LayerCache;
 use super::workspace::{Workspace, sized};
 use super::{Attention, Ffn, KvCache, Model, PackedModel, Segment};
 use crate::Result;
 use crate::kernels::{
-    AttentionShape, Cpu, FfnGather, add_assign, attention_gather, attention_gather_bytes, ffn_gather, heads_bytes,
-    heads_output, heads_project, kv_project, kv_project_bytes, rope,
+    AttentionShape, Cpu, FfnGather, attention_gather, attention_gather_bytes, ffn_gather, heads_bytes, heads_output,
+    heads_project, kv_project, kv_project_bytes, rope,
 };
 
-/// Units of one layer that a token keeps: ascending, without repetition, heads never empty.
+/// Units of one layer that a token keeps: ascending, without repetition.
 #[derive(Clone, Copy, Debug)]
 pub struct KeptUnits<'a> {
     /// Heads, each below `H`.
@@ -136,14 +134,8 @@ impl Model {
         let c = &self.config;
         let (d, width, group) = (c.hidden, c.head_dim, c.heads / c.kv_heads);
         let (layer, records) = (&self.layers[index], &packed.layers[index]);
-        let pre = c.norm_placement == NormPlacement::Pre;
         let residual = &mut ws.residual[..d];
-        let input = sized(&mut ws.normed, d);
-        if pre {
-            layer.attention_norm.apply(cpu, residual, d, input);
-        } else {
-            input.copy_from_slice(residual);
-        }
+        let input = self.block_input(cpu, &layer.attention_norm, residual, sized(&mut ws.normed, d));
         let (position, capacity) = (cache.len(), cache.capacity());
         let kv = cache.layer_mut(index);
         let waiting = position - kv.pending_from;
@@ -185,11 +177,7 @@ impl Model {
         for (&head, context) in list.iter().zip(kept.chunks_exact(width)) {
             contexts[head as usize * width..][..width].copy_from_slice(context);
         }
-        add_assign(cpu, residual, block);
-        if !pre {
-            layer.attention_norm.apply(cpu, residual, d, block);
-            residual.copy_from_slice(block);
-        }
+        self.add_block(cpu, &layer.attention_norm, block, residual);
     }
 
     /// Makes keys and values of some heads up to position `end`; returns the bytes of weights read.
@@ -240,14 +228,8 @@ impl Model {
     ) {
         let d = self.config.hidden;
         let layer = &self.layers[index];
-        let pre = self.config.norm_placement == NormPlacement::Pre;
         let residual = &mut ws.residual[..d];
-        let input = sized(&mut ws.normed, d);
-        if pre {
-            layer.ffn_norm.apply(cpu, residual, d, input);
-        } else {
-            input.copy_from_slice(residual);
-        }
+        let input = self.block_input(cpu, &layer.ffn_norm, residual, sized(&mut ws.normed, d));
         let (first, up, out) = match &layer.ffn {
             Ffn::Plain { fc1, fc2 } => (&fc1.bias, &None, &fc2.bias),
             Ffn::Gated { gate, up, down } => (&gate.bias, &up.bias, &down.bias),
@@ -265,10 +247,6 @@ impl Model {
         let read = ffn_gather(cpu, &gather, list, input, block);
         count.neurons_active += read.second as u64;
         count.blocks += gather.bytes(d, read);
-        add_assign(cpu, residual, block);
-        if !pre {
-            layer.ffn_norm.apply(cpu, residual, d, block);
-            residual.copy_from_slice(block);
-        }
+        self.add_block(cpu, &layer.ffn_norm, block, residual);
     }
 }
