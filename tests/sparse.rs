@@ -12,7 +12,13 @@ use shadowllm::generate::Sparsity;
 use shadowllm::kernels::{CpuOptions, IsaName, argmax};
 use shadowllm::model::random::random_checkpoint;
 use shadowllm::model::{PackedModel, Probe, Rows, SparseOptions};
-use shadowllm::sparsity::{Budget, Plan, Random, Refresh, Scope};
+use shadowllm::sparsity::predictor::{
+    HiddenActivation, Normalization, PredictorInput, Training, WeightFormat, random_predictor, write_predictor,
+};
+use shadowllm::sparsity::{
+    Budget, DejaVu, Fixed, ModelIdentity, Plan, Policy, Predictor, PredictorInfo, Random, Refresh, Scope, Scores,
+    ScoresFile, Shadow,
+};
 use shadowllm::weights::{Checkpoint, DType, ModelConfig, PackedCheckpoint, pack};
 use shadowllm::{Engine, EngineOptions, SessionOptions};
 
@@ -364,4 +370,86 @@ fn what_belongs_to_another_model_is_refused() {
     assert_eq!((session.tokens().to_vec(), session.logits().to_vec()), before);
     session.set_sparsity(None).unwrap();
     session.step(4).unwrap();
+}
+
+/// The policies that decide by files: static scores, a predictor after layer 0 on either input, predictors one layer ahead.
+/// Each is written to a file, read back for this model, and decodes what the masked dense model gives for its plans.
+#[test]
+fn policies_of_files_decode_as_the_masked_dense_model() {
+    let kind = Kind {
+        opt: false,
+        kv_heads: 3,
+        group: 2,
+        head_dim: 8,
+        hidden: 24,
+        ffn: 48,
+        layers: 4,
+        relu: false,
+        post_norm: false,
+        window: false,
+        dtype: DType::BF16,
+    };
+    let loaded = load(&kind.config(), kind.dtype, *isas().last().unwrap(), 14);
+    let config = loaded.engine.config();
+    let identity = ModelIdentity::of(loaded.engine.model());
+    let budget = Budget { heads: 0.5, neurons: 0.25, scope: Scope::Local };
+    let temp = tempfile::tempdir().unwrap();
+
+    let scores = Scores {
+        heads: (0..config.layers * config.heads).map(|i| (i * 7 % 11) as f32).collect(),
+        neurons: (0..config.layers * config.ffn).map(|i| (i * 13 % 97) as f32).collect(),
+    };
+    let file = temp.path().join("scores.safetensors");
+    ScoresFile { scores, criterion: "test".to_owned(), model: Some(identity.clone()) }.write(&file, config).unwrap();
+    let fixed = Fixed::new(&ScoresFile::read(&file, config, &identity).unwrap().scores, &budget, config).unwrap();
+
+    let predictor = |name: &str, stations: Vec<usize>, input, format| {
+        let info = PredictorInfo {
+            model: identity.clone(),
+            stations,
+            input,
+            normalization: Normalization::MinMax,
+            activation: HiddenActivation::Relu,
+            criterion: "test".to_owned(),
+            training: Training { data: "none".to_owned(), tokens: 0, seed: 3 },
+            validated: Vec::new(),
+        };
+        let file = temp.path().join(name);
+        write_predictor(&file, &info, &random_predictor(&info, config, 6, 8, 5), format).unwrap();
+        Arc::new(Predictor::open(&file, config, &identity).unwrap())
+    };
+    let residual = predictor("residual", vec![0], PredictorInput::Residual, WeightFormat::Int8);
+    let contexts = predictor("contexts", vec![0], PredictorInput::Contexts, WeightFormat::F16);
+    let ahead = predictor("ahead", vec![0, 1, 2], PredictorInput::Residual, WeightFormat::F32);
+    let policies: [(Box<dyn Policy>, bool); 4] = [
+        (Box::new(fixed), false),
+        (Box::new(Shadow::new(residual, budget).unwrap()), true),
+        (Box::new(Shadow::new(contexts, budget).unwrap()), true),
+        (Box::new(DejaVu::new(ahead, budget).unwrap()), true),
+    ];
+    for (policy, depends_on_the_token) in policies {
+        let name = policy.name();
+        let options = SparseOptions { kv_flush: 6, ..SparseOptions::default() };
+        let sparsity = Sparsity::new(Arc::clone(&loaded.packed), policy, Refresh::EveryToken, config, options);
+        let mut session = loaded.engine.session(SessionOptions::default()).unwrap();
+        session.prefill(&[1, 2, 3]).unwrap();
+        session.set_sparsity(Some(sparsity)).unwrap();
+        let mut plans: Vec<Option<Plan>> = vec![None; 3];
+        for i in 0..20 {
+            let got = session.step(i * 5 % 61).unwrap().to_vec();
+            let plan = session.sparsity().unwrap().plan().clone();
+            for layer in &plan.layers[1..] {
+                assert_eq!((layer.heads.len(), layer.neurons.len()), (3, 12), "{name}");
+            }
+            assert_eq!(session.sparsity().unwrap().decision_bytes() > 0, depends_on_the_token, "{name}");
+            plans.push(Some(plan));
+            let mut mask = Mask { plans: &plans, heads: config.heads, neurons: config.ffn };
+            let mut oracle = loaded.engine.session(SessionOptions::default()).unwrap();
+            let continued = &mut |_| ControlFlow::Continue(());
+            let want = oracle.prefill_with(session.tokens(), &mut mask, continued).unwrap();
+            assert!(largest_difference(&got, want) < 1e-4, "{name}, step {i}");
+        }
+        let changed = plans[3..].windows(2).any(|pair| pair[0] != pair[1]);
+        assert_eq!(changed, depends_on_the_token, "{name}");
+    }
 }
