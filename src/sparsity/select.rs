@@ -1,16 +1,20 @@
 //! From scores to a plan: the best units that a budget allows.
 //!
 //! At OPT-6.7B's shape half a million scores are ranked for every token, so nothing is sorted. The score of the last unit that
-//! is kept (the threshold) is found by partial selection in linear time; one walk over the scores in order of index then
-//! collects what lies above it, and ties until the count is reached. The walk yields ascending lists, and lower indices win
-//! ties, whatever the selection did inside.
+//! is kept (the threshold) is found in linear time: a histogram of the leading bits tells in which bucket it lies, and partial
+//! selection finds it there. One walk over the scores in order of index then collects what lies above it, and ties until the
+//! count is reached. The walk yields ascending lists, and lower indices win ties, whatever the selection did inside. Layers are
+//! independent of each other, so threads share them.
 
 use std::ops::Range;
+
+use rayon::prelude::*;
 
 use super::budget::Allowance;
 use super::scores::check_finite;
 use super::{Budget, LayerPlan, Plan, Scores, Units};
 use crate::Result;
+use crate::kernels::Cpu;
 
 /// Chooses units by score. Keeps its buffers, so that after the first plan nothing is allocated.
 ///
@@ -26,7 +30,7 @@ use crate::Result;
 /// ```
 #[derive(Clone, Debug, Default)]
 pub struct Selector {
-    /// Scores that partial selection may reorder, as [`key`]s.
+    /// What the layers of a global budget compete with, as [`key`]s.
     keys: Vec<u32>,
     /// What each layer keeps whatever the others have.
     own: Vec<Cut>,
@@ -53,7 +57,7 @@ impl Selector {
     /// outside layer 0. `into` is unchanged then.
     pub fn select(&mut self, scores: &Scores, budget: &Budget, units: impl Into<Units>, into: &mut Plan) -> Result<()> {
         let units = units.into();
-        self.select_layers(scores, budget, units, 1..units.layers, into)?;
+        self.select_layers(None, scores, budget, units, 1..units.layers, into)?;
         if let Some(layer) = into.layers.first_mut() {
             layer.set_dense(units);
         }
@@ -61,12 +65,13 @@ impl Selector {
     }
 
     /// As [`Selector::select`], but decides only for `layers`: a global budget is counted over these. Other layers of the plan
-    /// stay as they are, and their scores are not looked at.
+    /// stay as they are, and their scores are not looked at. With `cpu` its threads share the work; the plan is the same.
     ///
     /// # Errors
     /// As there.
     pub fn select_layers(
         &mut self,
+        cpu: Option<&Cpu>,
         scores: &Scores,
         budget: &Budget,
         units: impl Into<Units>,
@@ -84,55 +89,82 @@ impl Selector {
         check_finite("neuron", neurons, units.neurons, layers.start)?;
         into.layers.resize_with(units.layers, LayerPlan::default);
         let plans = &mut into.layers[layers.clone()];
-        let heads = Rows { scores: &heads[layers.start * units.heads..], width: units.heads };
-        let neurons = Rows { scores: &neurons[layers.start * units.neurons..], width: units.neurons };
-        self.choose(heads, budget.heads_of(units, count), plans.iter_mut().map(|p| &mut p.heads));
-        self.choose(neurons, budget.neurons_of(units, count), plans.iter_mut().map(|p| &mut p.neurons));
+        let heads = Rows { scores: &heads[layers.start * units.heads..], width: units.heads, list: |p| &mut p.heads };
+        let neurons =
+            Rows { scores: &neurons[layers.start * units.neurons..], width: units.neurons, list: |p| &mut p.neurons };
+        let threads = cpu.filter(|cpu| cpu.threads() > 1);
+        self.choose(threads, heads, budget.heads_of(units, count), plans);
+        self.choose(threads, neurons, budget.neurons_of(units, count), plans);
         Ok(())
     }
 
     /// One list per row: the `each` best of the row, then the `shared` best of what remains in all rows together.
-    fn choose<'a>(&mut self, rows: Rows<'_>, allowance: Allowance, lists: impl Iterator<Item = &'a mut Vec<u32>>) {
+    fn choose(&mut self, cpu: Option<&Cpu>, rows: Rows<'_>, allowance: Allowance, plans: &mut [LayerPlan]) {
         if rows.width == 0 {
             return;
         }
-        self.own.clear();
-        for row in rows.iter() {
-            self.keys.clear();
-            self.keys.extend(row.iter().map(key));
-            self.own.push(Cut::best(&mut self.keys, allowance.each));
-        }
-        let mut rest = Cut::NOTHING;
-        if allowance.shared > 0 {
-            self.keys.clear();
-            for (row, own) in rows.iter().zip(&self.own) {
-                let mut own = *own;
-                self.keys.extend(row.iter().map(key).filter(|&key| !own.takes(key)));
-            }
-            rest = Cut::best(&mut self.keys, allowance.shared);
-        }
-        for ((row, own), list) in rows.iter().zip(&mut self.own).zip(lists) {
-            if allowance.shared == 0 {
+        if allowance.shared == 0 {
+            return rows.each(cpu, plans, |row, list| {
+                let mut own = best_of(row, list, allowance.each);
                 collect(row, list, |key| own.takes(key));
-            } else {
-                collect(row, list, |key| own.takes(key) || rest.takes(key));
-            }
+            });
         }
+        // The lists hold what the layers do not keep anyway, until the common threshold is known.
+        rows.each(cpu, plans, |row, list| {
+            let mut own = best_of(row, list, allowance.each);
+            list.clear();
+            list.extend(row.iter().map(key).filter(|&key| !own.takes(key)));
+        });
+        self.keys.clear();
+        plans.iter_mut().for_each(|plan| self.keys.extend_from_slice((rows.list)(plan)));
+        let mut rest = Cut::best(&mut self.keys, allowance.shared);
+        // Ties go to the lower layers, so every row has to know what those before it leave.
+        self.own.clear();
+        for plan in plans.iter_mut() {
+            self.own.push(rest);
+            let ties = (rows.list)(plan).iter().filter(|&&key| key == rest.threshold).count();
+            rest.ties = rest.ties.saturating_sub(ties);
+        }
+        let rest = &self.own;
+        rows.each_indexed(cpu, plans, |index, row, list| {
+            let (mut own, mut rest) = (best_of(row, list, allowance.each), rest[index]);
+            collect(row, list, |key| own.takes(key) || rest.takes(key));
+        });
     }
 }
 
-/// Scores of several layers.
+/// Scores of several layers, and where their units are in a plan.
 #[derive(Clone, Copy)]
 struct Rows<'a> {
     /// `[rows, width]`
     scores: &'a [f32],
     width: usize,
+    list: fn(&mut LayerPlan) -> &mut Vec<u32>,
 }
 
-impl<'a> Rows<'a> {
-    fn iter(self) -> impl Iterator<Item = &'a [f32]> {
-        self.scores.chunks_exact(self.width)
+impl Rows<'_> {
+    /// Calls `f` with every row and its list.
+    fn each(self, cpu: Option<&Cpu>, plans: &mut [LayerPlan], f: impl Fn(&[f32], &mut Vec<u32>) + Sync) {
+        self.each_indexed(cpu, plans, |_, row, list| f(row, list));
     }
+
+    /// As [`Rows::each`], with the row's index. Without `cpu` on this thread: rayon would start threads of its own.
+    fn each_indexed(self, cpu: Option<&Cpu>, plans: &mut [LayerPlan], f: impl Fn(usize, &[f32], &mut Vec<u32>) + Sync) {
+        let one = |(index, plan): (usize, &mut LayerPlan)| {
+            f(index, &self.scores[index * self.width..][..self.width], (self.list)(plan));
+        };
+        match cpu {
+            Some(cpu) if plans.len() > 1 => cpu.install(|| plans.par_iter_mut().enumerate().for_each(one)),
+            _ => plans.iter_mut().enumerate().for_each(one),
+        }
+    }
+}
+
+/// The cut that takes the best `count` of a row. Leaves anything in `list`.
+fn best_of(row: &[f32], list: &mut Vec<u32>, count: usize) -> Cut {
+    list.clear();
+    list.extend(row.iter().map(key));
+    Cut::best(list, count)
 }
 
 /// What is taken in a walk: every key over the threshold, and the first few that equal it.
@@ -142,19 +174,39 @@ struct Cut {
     ties: usize,
 }
 
+/// Leading bits of a key that choose its bucket: sign, exponent and two bits of the fraction.
+const BUCKET_BITS: u32 = 11;
+const BUCKETS: usize = 1 << BUCKET_BITS;
+/// Counters beside each other, because scores are of similar size and the processor waits between two steps of one counter.
+const COUNTERS: usize = 4;
+/// Keys from which a histogram is worth its zeros.
+const HISTOGRAM: usize = 2048;
+
 impl Cut {
     /// No finite score has the largest key.
     const NOTHING: Cut = Cut { threshold: u32::MAX, ties: 0 };
 
-    /// The cut that takes exactly `count` of `keys`, or all if there are fewer. Reorders them.
-    fn best(keys: &mut [u32], count: usize) -> Cut {
+    /// The cut that takes exactly `count` of `keys`, or all if there are fewer. Uses them up.
+    fn best(keys: &mut [u32], mut count: usize) -> Cut {
         if count == 0 {
             return Cut::NOTHING;
         }
         if count >= keys.len() {
             return Cut { threshold: 0, ties: keys.len() };
         }
-        let (above, threshold, _) = keys.select_nth_unstable_by(count - 1, |a, b| b.cmp(a));
+        let mut candidates = keys;
+        if candidates.len() >= HISTOGRAM {
+            let (bucket, over) = bucket_of(candidates, count);
+            count -= over;
+            let mut len = 0;
+            for i in 0..candidates.len() {
+                let key = candidates[i];
+                candidates[len] = key;
+                len += usize::from(key >> (u32::BITS - BUCKET_BITS) == bucket);
+            }
+            candidates = &mut candidates[..len];
+        }
+        let (above, threshold, _) = candidates.select_nth_unstable_by(count - 1, |a, b| b.cmp(a));
         let over = above.iter().filter(|&key| *key > *threshold).count();
         Cut { threshold: *threshold, ties: count - over }
     }
@@ -165,6 +217,30 @@ impl Cut {
         self.ties -= usize::from(tie);
         tie | (key > self.threshold)
     }
+}
+
+/// The bucket of the `count`-th largest of `keys`, and how many keys lie in higher ones.
+fn bucket_of(keys: &[u32], count: usize) -> (u32, usize) {
+    let mut counts = [[0_u32; BUCKETS]; COUNTERS];
+    let bucket = |key: u32| (key >> (u32::BITS - BUCKET_BITS)) as usize;
+    let (groups, rest) = keys.as_chunks::<COUNTERS>();
+    for group in groups {
+        for (counts, &key) in counts.iter_mut().zip(group) {
+            counts[bucket(key)] += 1;
+        }
+    }
+    for &key in rest {
+        counts[0][bucket(key)] += 1;
+    }
+    let mut over = 0;
+    for at in (0..BUCKETS).rev() {
+        let here: u32 = counts.iter().map(|counts| counts[at]).sum();
+        if over + here as usize >= count {
+            return (at as u32, over);
+        }
+        over += here as usize;
+    }
+    (0, over)
 }
 
 /// A number that orders like the finite score: both zeros are one, and an unsigned comparison is all it takes.
@@ -191,6 +267,7 @@ fn collect(row: &[f32], list: &mut Vec<u32>, mut takes: impl FnMut(u32) -> bool)
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::kernels::CpuOptions;
     use crate::sparsity::Scope;
     use proptest::prelude::*;
 
@@ -296,12 +373,44 @@ mod tests {
     }
 
     #[test]
+    fn many_scores_are_cut_as_few_are() {
+        let mut state = 1_u64;
+        let mut next = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 40) as f32 / (1 << 24) as f32
+        };
+        let units = Units { layers: 4, heads: 3, neurons: 5000 };
+        for levels in [3.0, 100.0, 1e7] {
+            // Few levels: ties cross buckets, layers and the threshold.
+            let mut value = || ((next() + next() - 1.0) * levels).round() / levels;
+            let heads = (0..12).map(|_| value()).collect();
+            let scores = Scores { heads, neurons: (0..20_000).map(|_| value()).collect() };
+            for scope in [Scope::Local, Scope::Global] {
+                for percent in [1, 7, 50, 93, 100] {
+                    let fraction = percent as f32 / 100.0;
+                    let budget = Budget::new(fraction, fraction, scope).unwrap();
+                    let expected = sorted(&scores.neurons[5000..], 5000, budget.neurons_of(units, 3));
+                    for threads in [1, 2, 3] {
+                        let options = CpuOptions { threads: Some(threads), ..CpuOptions::default() };
+                        let cpu = Cpu::new(&options).unwrap();
+                        let mut plan = Plan::dense(units);
+                        Selector::new().select_layers(Some(&cpu), &scores, &budget, units, 1..4, &mut plan).unwrap();
+                        for (plan, expected) in plan.layers[1..].iter().zip(&expected) {
+                            assert_eq!(&plan.neurons, expected, "{levels} {scope} {percent} {threads}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
     fn layers_that_are_not_asked_for_stay() {
         let mut plan = Plan::dense(UNITS);
         let budget = Budget::new(0.25, 0.25, Scope::Global).unwrap();
         let mut scores = varied(3);
         scores.neurons[..64].fill(f32::NAN);
-        Selector::new().select_layers(&scores, &budget, UNITS, 2..3, &mut plan).unwrap();
+        Selector::new().select_layers(None, &scores, &budget, UNITS, 2..3, &mut plan).unwrap();
         assert_eq!(plan.layers[..2], Plan::dense(UNITS).layers[..2]);
         assert_eq!((plan.layers[2].heads.len(), plan.layers[2].neurons.len()), (1, 8));
     }

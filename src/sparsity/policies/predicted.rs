@@ -58,7 +58,7 @@ impl Predicted {
         };
         self.predictor.predict(input.cpu, station, x, self.wanted, &mut self.scratch, &mut self.scores)?;
         let layers = self.predictor.layers(station);
-        self.selector.select_layers(&self.scores, &self.budget, self.predictor.units(), layers, plan)
+        self.selector.select_layers(Some(input.cpu), &self.scores, &self.budget, self.predictor.units(), layers, plan)
     }
 
     pub(super) fn bytes_per_decision(&self) -> u64 {

@@ -99,7 +99,7 @@ mod tests {
         let mut expected = Plan::dense(UNITS);
         let mut selector = Selector::new();
         for layer in 1..3 {
-            selector.select_layers(&scores(8), &budget, UNITS, layer..layer + 1, &mut expected).unwrap();
+            selector.select_layers(None, &scores(8), &budget, UNITS, layer..layer + 1, &mut expected).unwrap();
         }
         assert_eq!(plan(&mut policy, &[0.5; 8], &[]), expected);
         assert_eq!(policy.name(), "dejavu");
