@@ -91,6 +91,8 @@ pub struct PredictorScratch {
     trunk: Vec<f32>,
     /// Hidden layer of one network.
     hidden: Vec<f32>,
+    /// Input of a layer of 8-bit weights.
+    integers: Vec<i16>,
 }
 
 impl Predictor {
@@ -143,7 +145,7 @@ impl Predictor {
         }
         scores.check_lengths(self.units)?;
         let networks = &self.stations[station];
-        let PredictorScratch { input, trunk, hidden } = scratch;
+        let PredictorScratch { input, trunk, hidden, integers } = scratch;
         let x = match (self.info.normalization, &networks.standard) {
             (Normalization::MinMax, _) => {
                 normalize::min_max(x, input);
@@ -157,7 +159,7 @@ impl Predictor {
         };
         let activation = self.info.activation;
         if let Some(layer) = &networks.trunk {
-            apply_hidden(cpu, layer, activation, x, trunk);
+            apply_hidden(cpu, layer, activation, x, integers, trunk);
         }
         let rows = |width: usize| networks.layers.start * width..networks.layers.end * width;
         for (network, wanted, width, out) in [
@@ -169,20 +171,27 @@ impl Predictor {
             };
             let between = match &network.hidden {
                 Some(layer) => {
-                    apply_hidden(cpu, layer, activation, x, hidden);
+                    apply_hidden(cpu, layer, activation, x, integers, hidden);
                     &*hidden
                 }
                 None => &*trunk,
             };
-            network.output.apply(cpu, between, &mut out[rows(width)]);
+            network.output.apply(cpu, between, integers, &mut out[rows(width)]);
         }
         Ok(())
     }
 }
 
-fn apply_hidden(cpu: &Cpu, layer: &Layer, activation: HiddenActivation, x: &[f32], out: &mut Vec<f32>) {
+fn apply_hidden(
+    cpu: &Cpu,
+    layer: &Layer,
+    activation: HiddenActivation,
+    x: &[f32],
+    integers: &mut Vec<i16>,
+    out: &mut Vec<f32>,
+) {
     out.resize(layer.rows(), 0.0);
-    layer.apply(cpu, x, out);
+    layer.apply(cpu, x, integers, out);
     if activation == HiddenActivation::Relu {
         // Comparing this way round keeps NaN, so that it reaches the scores and is reported there.
         out.iter_mut().for_each(|v| *v = if *v < 0.0 { 0.0 } else { *v });

@@ -82,9 +82,15 @@ fn rounded(layer: &LayerWeights, format: WeightFormat) -> Vec<f64> {
 
 fn oracle_layer(layer: &LayerWeights, format: WeightFormat, x: &[f64]) -> Vec<f64> {
     let weight = rounded(layer, format);
+    // Beside integers inputs are integers, too.
+    let unit = x.iter().fold(0.0_f64, |m, v| m.max(v.abs())) / 32767.0;
+    let x: Vec<f64> = match format {
+        WeightFormat::Int8 if unit > 0.0 => x.iter().map(|v| (v / unit).round() * unit).collect(),
+        _ => x.to_vec(),
+    };
     let rows = weight.chunks_exact(layer.cols).enumerate();
     rows.map(|(r, row)| {
-        row.iter().zip(x).map(|(w, x)| w * x).sum::<f64>() + layer.bias.as_ref().map_or(0.0, |b| f64::from(b[r]))
+        row.iter().zip(&x).map(|(w, x)| w * x).sum::<f64>() + layer.bias.as_ref().map_or(0.0, |b| f64::from(b[r]))
     })
     .collect()
 }
@@ -187,6 +193,33 @@ fn threads_do_not_change_a_bit_nor_do_instruction_sets_of_integers() {
                 assert_eq!(one, run_on(Some(isa), 2), "{isa}");
             }
         }
+    }
+}
+
+#[test]
+fn wide_layers_of_integers_are_exact_and_broken_inputs_stay_visible() {
+    // More columns than 32 bits can sum, all of the largest product.
+    let json = r#"{"model_type": "opt", "num_hidden_layers": 2, "hidden_size": 1400, "num_attention_heads": 4, "ffn_dim": 9,
+        "vocab_size": 10, "max_position_embeddings": 16, "word_embed_proj_dim": 1400, "do_layer_norm_before": true,
+        "bos_token_id": 2, "eos_token_id": 2}"#;
+    let config = ModelConfig::from_json(json.as_bytes()).unwrap();
+    let layer = |rows: usize, cols: usize| LayerWeights { weight: vec![1.0; rows * cols], cols, bias: None };
+    let network = |rows| Some(NetworkWeights { hidden: Some(layer(1300, 1400)), output: layer(rows, 1300) });
+    let stations = [StationWeights { heads: network(4), neurons: network(9), ..StationWeights::default() }];
+    let (_directory, path) = written(&info(), &stations, WeightFormat::Int8);
+    let predictor = Predictor::open(&path, &config, &info().model).unwrap();
+    let mut out = Scores::zeros(&config);
+    let mut predict = |x: &[f32]| {
+        predictor.predict(&cpu(), 0, x, ALL, &mut PredictorScratch::default(), &mut out).unwrap();
+        out.neurons[9..].to_vec()
+    };
+    let expected = 1400.0 * 1300.0;
+    assert!(predict(&[1.0; 1400]).iter().all(|v| (v - expected).abs() < 1e-6 * expected));
+    assert!(predict(&[0.0; 1400]).iter().all(|&v| v == 0.0));
+    for broken in [f32::NAN, f32::INFINITY] {
+        let mut x = [1.0; 1400];
+        x[700] = broken;
+        assert!(predict(&x).iter().all(|v| v.is_nan()));
     }
 }
 

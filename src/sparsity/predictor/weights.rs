@@ -40,10 +40,10 @@ pub(super) struct Int8 {
     pub(super) cols: usize,
 }
 
-/// Partial sums of a row: enough independent ones to keep the widest vectors busy.
-const LANES: usize = 32;
 /// Rows that one task computes.
 const TASK_ROWS: usize = 256;
+/// Products that 32 bits hold for sure: `512 * 127 * 32767 < 2^31`.
+const EXACT: usize = 512;
 
 impl Int8 {
     /// `[rows, cols]`
@@ -51,15 +51,19 @@ impl Int8 {
         bytemuck::cast_slice(&self.storage.bytes()[self.range.clone()])
     }
 
-    /// `out[r] = scale[r] * sum_c w[r, c] * x[c] + bias[r]`, summed in an order that only `cols` decides.
-    fn apply(&self, cpu: &Cpu, bias: Option<&[f32]>, x: &[f32], out: &mut [f32]) {
-        let weight = self.values();
+    /// `out[r] = scale[r] * sum_c w[r, c] * x[c] + bias[r]`, with `x` rounded to 16-bit integers: its largest value becomes
+    /// 32767, so a rounding error is at most a 65534th of that. Sums of integers are exact, so results depend neither on the
+    /// instruction set nor on threads.
+    fn apply(&self, cpu: &Cpu, bias: Option<&[f32]>, x: &[f32], scratch: &mut Vec<i16>, out: &mut [f32]) {
+        let unit = quantize(x, scratch);
+        let (weight, x) = (self.values(), &scratch[..]);
         let task = |first: usize, out: &mut [f32]| {
             cpu.run(Int8Rows {
                 weight: &weight[first * self.cols..][..out.len() * self.cols],
                 scale: &self.scale[first..][..out.len()],
                 bias: bias.map(|bias| &bias[first..][..out.len()]),
                 x,
+                unit,
                 out,
             });
         };
@@ -73,6 +77,18 @@ impl Int8 {
     }
 }
 
+/// Rounds `x` to integers; returns what 1 stands for. That is NaN if `x` has a value that is not finite, and then so is every
+/// product, so that the mistake is seen where scores are checked.
+fn quantize(x: &[f32], into: &mut Vec<i16>) -> f32 {
+    into.clear();
+    let largest = x.iter().fold(0.0_f32, |largest, v| largest.max(v.abs()));
+    let broken = x.iter().any(|v| !v.is_finite());
+    let unit = if broken { f32::NAN } else { largest / f32::from(i16::MAX) };
+    let per_unit = if unit > 0.0 { unit.recip() } else { 0.0 };
+    into.extend(x.iter().map(|v| (v * per_unit).round_ties_even() as i16));
+    unit
+}
+
 /// Consecutive rows of an [`Int8`] matrix.
 struct Int8Rows<'a> {
     /// `[rows, cols]`
@@ -82,7 +98,9 @@ struct Int8Rows<'a> {
     /// `[rows]`
     bias: Option<&'a [f32]>,
     /// `[cols]`
-    x: &'a [f32],
+    x: &'a [i16],
+    /// What 1 in `x` stands for.
+    unit: f32,
     /// `[rows]`
     out: &'a mut [f32],
 }
@@ -90,40 +108,24 @@ struct Int8Rows<'a> {
 impl Kernel for Int8Rows<'_> {
     type Out = ();
 
-    /// Plain loops, which the compiler turns into the instructions that it is entered with. Products and sums are rounded one
-    /// by one in a fixed order, so all instruction sets give the same bits.
+    /// Plain loops, which the compiler turns into the instructions that it is entered with: integers may be summed in any order.
     #[inline(always)]
     fn run<S: Simd>(self, _: S) {
         let rows = self.weight.chunks_exact(self.x.len().max(1));
         for (r, (row, out)) in rows.zip(self.out).enumerate() {
-            *out = self.scale[r] * dot(row, self.x) + self.bias.map_or(0.0, |bias| bias[r]);
+            let mut sum = 0.0;
+            for (w, x) in row.chunks(EXACT).zip(self.x.chunks(EXACT)) {
+                sum += dot(w, x) as f32;
+            }
+            *out = self.scale[r] * (sum * self.unit) + self.bias.map_or(0.0, |bias| bias[r]);
         }
     }
 }
 
-/// `sum_c w[c] * x[c]` in [`LANES`] partial sums that are added in pairs.
+/// `sum_c w[c] * x[c]` for at most [`EXACT`] products.
 #[inline(always)]
-fn dot(w: &[i8], x: &[f32]) -> f32 {
-    let mut sums = [0.0_f32; LANES];
-    let (w_lanes, w_rest) = w.as_chunks::<LANES>();
-    let (x_lanes, x_rest) = x.as_chunks::<LANES>();
-    for (w, x) in w_lanes.iter().zip(x_lanes) {
-        for lane in 0..LANES {
-            sums[lane] += f32::from(w[lane]) * x[lane];
-        }
-    }
-    let mut half = LANES / 2;
-    while half > 0 {
-        for lane in 0..half {
-            sums[lane] += sums[lane + half];
-        }
-        half /= 2;
-    }
-    let mut rest = 0.0;
-    for (&w, x) in w_rest.iter().zip(x_rest) {
-        rest += f32::from(w) * x;
-    }
-    sums[0] + rest
+fn dot(w: &[i8], x: &[i16]) -> i32 {
+    w.iter().zip(x).map(|(&w, &x)| i32::from(w) * i32::from(x)).sum()
 }
 
 impl Layer {
@@ -136,10 +138,10 @@ impl Layer {
     }
 
     /// Applies it to one vector `x` (`[cols]`) into `out` (`[rows]`).
-    pub(super) fn apply(&self, cpu: &Cpu, x: &[f32], out: &mut [f32]) {
+    pub(super) fn apply(&self, cpu: &Cpu, x: &[f32], scratch: &mut Vec<i16>, out: &mut [f32]) {
         match &self.weight {
             Weight::Float(matrix) => linear(cpu, matrix, self.bias.as_deref(), x, out),
-            Weight::Int8(int8) => int8.apply(cpu, self.bias.as_deref(), x, out),
+            Weight::Int8(int8) => int8.apply(cpu, self.bias.as_deref(), x, scratch, out),
         }
     }
 
