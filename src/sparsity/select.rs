@@ -30,10 +30,21 @@ use crate::kernels::Cpu;
 /// ```
 #[derive(Clone, Debug, Default)]
 pub struct Selector {
-    /// What the layers of a global budget compete with, as [`key`]s.
+    /// One per layer of a global budget.
+    layers: Vec<Share>,
+    /// What they compete with, as far as it may be the threshold, as [`key`]s.
     keys: Vec<u32>,
-    /// What each layer keeps whatever the others have.
-    own: Vec<Cut>,
+}
+
+/// A layer's part in a global budget.
+#[derive(Clone, Debug)]
+struct Share {
+    /// What it keeps whatever the others have.
+    own: Cut,
+    /// What it keeps in competition.
+    rest: Cut,
+    /// How many keys of each bucket compete.
+    counts: Counts,
 }
 
 /// As [`Selector::select`], for one plan.
@@ -109,26 +120,37 @@ impl Selector {
                 collect(row, list, |key| own.takes(key));
             });
         }
-        // The lists hold what the layers do not keep anyway, until the common threshold is known.
-        rows.each(cpu, plans, |row, list| {
-            let mut own = best_of(row, list, allowance.each);
+        // Until the common threshold is known the lists hold keys that compete for the rest.
+        self.layers.resize(plans.len(), Share { own: Cut::NOTHING, rest: Cut::NOTHING, counts: [0; BUCKETS] });
+        rows.each_with(cpu, plans, &mut self.layers, |row, list, share| {
+            share.own = best_of(row, list, allowance.each);
+            let mut own = share.own;
             list.clear();
-            list.extend(row.iter().map(key).filter(|&key| !own.takes(key)));
+            list.extend(row.iter().map(key));
+            retain(list, |key| !own.takes(key));
+            share.counts = histogram(list);
         });
-        self.keys.clear();
-        plans.iter_mut().for_each(|plan| self.keys.extend_from_slice((rows.list)(plan)));
-        let mut rest = Cut::best(&mut self.keys, allowance.shared);
-        // Ties go to the lower layers, so every row has to know what those before it leave.
-        self.own.clear();
-        for plan in plans.iter_mut() {
-            self.own.push(rest);
+        let mut counts = [0; BUCKETS];
+        for share in &self.layers {
+            counts.iter_mut().zip(&share.counts).for_each(|(sum, n)| *sum += n);
+        }
+        let mut rest = Cut::ALL;
+        if allowance.shared < counts.iter().map(|&n| n as usize).sum() {
+            let (bucket, over) = bucket_of(&counts, allowance.shared);
+            rows.each(cpu, plans, |_, list| retain(list, |key| bucket_of_key(key) == bucket));
+            self.keys.clear();
+            self.keys.reserve(rows.scores.len());
+            plans.iter_mut().for_each(|plan| self.keys.extend_from_slice((rows.list)(plan)));
+            rest = Cut::nth(&mut self.keys, allowance.shared - over);
+        }
+        // Ties go to the lower layers, so each has to know what those before it leave.
+        for (share, plan) in self.layers.iter_mut().zip(plans.iter_mut()) {
+            share.rest = rest;
             let ties = (rows.list)(plan).iter().filter(|&&key| key == rest.threshold).count();
             rest.ties = rest.ties.saturating_sub(ties);
         }
-        let rest = &self.own;
-        rows.each_indexed(cpu, plans, |index, row, list| {
-            let (mut own, mut rest) = (best_of(row, list, allowance.each), rest[index]);
-            collect(row, list, |key| own.takes(key) || rest.takes(key));
+        rows.each_with(cpu, plans, &mut self.layers, |row, list, share| {
+            collect(row, list, |key| share.own.takes(key) || share.rest.takes(key));
         });
     }
 }
@@ -143,19 +165,31 @@ struct Rows<'a> {
 }
 
 impl Rows<'_> {
-    /// Calls `f` with every row and its list.
+    /// Calls `f` with every row and its list. Without `cpu` on this thread: rayon would start threads of its own.
     fn each(self, cpu: Option<&Cpu>, plans: &mut [LayerPlan], f: impl Fn(&[f32], &mut Vec<u32>) + Sync) {
-        self.each_indexed(cpu, plans, |_, row, list| f(row, list));
+        let one = |(row, plan): (&[f32], &mut LayerPlan)| f(row, (self.list)(plan));
+        match cpu {
+            Some(cpu) if plans.len() > 1 => {
+                cpu.install(|| self.scores.par_chunks_exact(self.width).zip(plans).for_each(one));
+            }
+            _ => self.scores.chunks_exact(self.width).zip(plans).for_each(one),
+        }
     }
 
-    /// As [`Rows::each`], with the row's index. Without `cpu` on this thread: rayon would start threads of its own.
-    fn each_indexed(self, cpu: Option<&Cpu>, plans: &mut [LayerPlan], f: impl Fn(usize, &[f32], &mut Vec<u32>) + Sync) {
-        let one = |(index, plan): (usize, &mut LayerPlan)| {
-            f(index, &self.scores[index * self.width..][..self.width], (self.list)(plan));
-        };
+    /// As [`Rows::each`], with the row's share of a global budget.
+    fn each_with(
+        self,
+        cpu: Option<&Cpu>,
+        plans: &mut [LayerPlan],
+        shares: &mut [Share],
+        f: impl Fn(&[f32], &mut Vec<u32>, &mut Share) + Sync,
+    ) {
+        let one = |((row, plan), share): ((&[f32], &mut LayerPlan), &mut Share)| f(row, (self.list)(plan), share);
         match cpu {
-            Some(cpu) if plans.len() > 1 => cpu.install(|| plans.par_iter_mut().enumerate().for_each(one)),
-            _ => plans.iter_mut().enumerate().for_each(one),
+            Some(cpu) if plans.len() > 1 => {
+                cpu.install(|| self.scores.par_chunks_exact(self.width).zip(plans).zip(shares).for_each(one));
+            }
+            _ => self.scores.chunks_exact(self.width).zip(plans).zip(shares).for_each(one),
         }
     }
 }
@@ -185,28 +219,28 @@ const HISTOGRAM: usize = 2048;
 impl Cut {
     /// No finite score has the largest key.
     const NOTHING: Cut = Cut { threshold: u32::MAX, ties: 0 };
+    /// No finite score has the smallest key.
+    const ALL: Cut = Cut { threshold: 0, ties: 0 };
 
     /// The cut that takes exactly `count` of `keys`, or all if there are fewer. Uses them up.
-    fn best(keys: &mut [u32], mut count: usize) -> Cut {
+    fn best(keys: &mut Vec<u32>, mut count: usize) -> Cut {
         if count == 0 {
             return Cut::NOTHING;
         }
         if count >= keys.len() {
-            return Cut { threshold: 0, ties: keys.len() };
+            return Cut::ALL;
         }
-        let mut candidates = keys;
-        if candidates.len() >= HISTOGRAM {
-            let (bucket, over) = bucket_of(candidates, count);
+        if keys.len() >= HISTOGRAM {
+            let (bucket, over) = bucket_of(&histogram(keys), count);
             count -= over;
-            let mut len = 0;
-            for i in 0..candidates.len() {
-                let key = candidates[i];
-                candidates[len] = key;
-                len += usize::from(key >> (u32::BITS - BUCKET_BITS) == bucket);
-            }
-            candidates = &mut candidates[..len];
+            retain(keys, |key| bucket_of_key(key) == bucket);
         }
-        let (above, threshold, _) = candidates.select_nth_unstable_by(count - 1, |a, b| b.cmp(a));
+        Cut::nth(keys, count)
+    }
+
+    /// The cut that takes `count` of `keys`, which are at least as many and at least one. Reorders them.
+    fn nth(keys: &mut [u32], count: usize) -> Cut {
+        let (above, threshold, _) = keys.select_nth_unstable_by(count - 1, |a, b| b.cmp(a));
         let over = above.iter().filter(|&key| *key > *threshold).count();
         Cut { threshold: *threshold, ties: count - over }
     }
@@ -219,28 +253,53 @@ impl Cut {
     }
 }
 
-/// The bucket of the `count`-th largest of `keys`, and how many keys lie in higher ones.
-fn bucket_of(keys: &[u32], count: usize) -> (u32, usize) {
-    let mut counts = [[0_u32; BUCKETS]; COUNTERS];
-    let bucket = |key: u32| (key >> (u32::BITS - BUCKET_BITS)) as usize;
+/// Keys in every bucket.
+type Counts = [u32; BUCKETS];
+
+fn bucket_of_key(key: u32) -> usize {
+    (key >> (u32::BITS - BUCKET_BITS)) as usize
+}
+
+fn histogram(keys: &[u32]) -> Counts {
+    let mut counters = [[0; BUCKETS]; COUNTERS];
     let (groups, rest) = keys.as_chunks::<COUNTERS>();
     for group in groups {
-        for (counts, &key) in counts.iter_mut().zip(group) {
-            counts[bucket(key)] += 1;
+        for (counts, &key) in counters.iter_mut().zip(group) {
+            counts[bucket_of_key(key)] += 1;
         }
     }
+    let [mut counts, others @ ..] = counters;
     for &key in rest {
-        counts[0][bucket(key)] += 1;
+        counts[bucket_of_key(key)] += 1;
     }
+    for other in &others {
+        counts.iter_mut().zip(other).for_each(|(sum, n)| *sum += n);
+    }
+    counts
+}
+
+/// The bucket of the `count`-th largest key, and how many keys lie in higher ones.
+fn bucket_of(counts: &Counts, count: usize) -> (usize, usize) {
     let mut over = 0;
-    for at in (0..BUCKETS).rev() {
-        let here: u32 = counts.iter().map(|counts| counts[at]).sum();
+    for (bucket, &here) in counts.iter().enumerate().rev() {
         if over + here as usize >= count {
-            return (at as u32, over);
+            return (bucket, over);
         }
         over += here as usize;
     }
     (0, over)
+}
+
+/// Leaves the keys that `keep` wants, in order. Without branches.
+#[inline(always)]
+fn retain(keys: &mut Vec<u32>, mut keep: impl FnMut(u32) -> bool) {
+    let mut len = 0;
+    for i in 0..keys.len() {
+        let key = keys[i];
+        keys[len] = key;
+        len += usize::from(keep(key));
+    }
+    keys.truncate(len);
 }
 
 /// A number that orders like the finite score: both zeros are one, and an unsigned comparison is all it takes.
@@ -422,7 +481,7 @@ mod tests {
             let mut plan = Plan::dense(UNITS);
             let state = |selector: &Selector, plan: &Plan| {
                 let lists = plan.layers.iter().map(|l| (l.heads.as_ptr(), l.neurons.as_ptr())).collect::<Vec<_>>();
-                (selector.keys.capacity(), selector.own.capacity(), lists)
+                (selector.keys.capacity(), selector.layers.capacity(), lists)
             };
             let fraction = |percent: u32| percent as f32 / 100.0;
             selector.select(&varied(0), &Budget::new(0.1, 0.1, scope).unwrap(), UNITS, &mut plan).unwrap();
