@@ -7,7 +7,8 @@
 //! ```
 //!
 //! Predictors have random weights, which cost what trained ones of the same form cost; they are made in `--predictors` if they
-//! are not there yet. The exact ReLU skip is off, so that bytes depend on the budget alone.
+//! are not there yet. The exact ReLU skip is off, so that bytes depend on the budget alone. Where plain and packed weights do not
+//! fit into memory together, `--no-plain` leaves the plain engine out.
 
 #![allow(clippy::print_stdout, clippy::unwrap_used)]
 
@@ -42,6 +43,8 @@ fn argument(name: &str) -> Option<String> {
 /// One row of the table.
 struct Case {
     name: String,
+    /// Whether it has a predictor.
+    predicts: bool,
     /// `None`: the plain engine.
     sparsity: Option<Box<dyn Fn() -> Sparsity>>,
     /// Seconds of every step.
@@ -54,7 +57,8 @@ struct Case {
 
 impl Case {
     fn new(name: String, sparsity: Option<Box<dyn Fn() -> Sparsity>>) -> Self {
-        Case { name, sparsity, steps: Vec::new(), bytes: 0.0, decisions: 0.0 }
+        let predicts = name.starts_with("shadow") || name.starts_with("dejavu");
+        Case { name, predicts, sparsity, steps: Vec::new(), bytes: 0.0, decisions: 0.0 }
     }
 
     /// Decodes after the prompt that the session holds.
@@ -180,14 +184,18 @@ fn main() {
     let mut bandwidth = Vec::new();
 
     let mut plain = Case::new("plain engine, dense".into(), None);
-    plain.run(&mut session, false);
-    for _ in 0..rounds {
-        plain.run(&mut session, true);
-        bandwidth.extend(read_passes(engine.cpu(), READ, 3));
+    let with_plain = !std::env::args().any(|a| a == "--no-plain");
+    if with_plain {
+        plain.run(&mut session, false);
+        for _ in 0..rounds {
+            plain.run(&mut session, true);
+            bandwidth.extend(read_passes(engine.cpu(), READ, 3));
+        }
     }
     let mut cases = cases(&engine, &packed, &names, &predictors);
-    // Once everything, so that all that will be read is in memory.
-    cases.iter_mut().for_each(|case| case.run(&mut session, false));
+    // Everything once, so that all that will be read is in memory.
+    cases[0].run(&mut session, false);
+    cases.iter_mut().filter(|case| case.predicts).for_each(|case| case.run(&mut session, false));
     for _ in 0..rounds {
         for case in &mut cases {
             case.run(&mut session, true);
@@ -204,8 +212,9 @@ fn main() {
         "| case | ms per token | MB per token | of decisions | GB/s | speed-up over dense | ideal | time / ideal time |"
     );
     println!("| --- | --- | --- | --- | --- | --- | --- | --- |");
-    let (full, dense) = ((cases[0].median(), cases[0].bytes), (plain.median(), plain.bytes));
-    for case in [&plain].into_iter().chain(&cases) {
+    let full = (cases[0].median(), cases[0].bytes);
+    let dense = if with_plain { (plain.median(), plain.bytes) } else { full };
+    for case in with_plain.then_some(&plain).into_iter().chain(&cases) {
         let (seconds, bytes) = (case.median(), case.bytes);
         println!(
             "| {} | {:.2} | {:.1} | {:.1} | {:.1} | {:.2} | {:.2} | {:.3} |",
