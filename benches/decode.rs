@@ -1,9 +1,9 @@
 //! Time of a decoded token against the kept fraction, beside the ideal line (bytes), for whole models: everything that a step
-//! does is included, decisions too. The plain dense engine is measured first in the same run.
+//! does is included, decisions too.
 //!
 //! ```text
 //! shadowllm random-model DIR --shape opt-6.7b
-//! cargo bench --bench decode -- --model DIR [--cases random,shadow,dejavu,dejavu2048] [--rounds N] [--predictors DIR] [--threads N]
+//! cargo bench --bench decode -- --model DIR [--cases random,shadow,dejavu,dejavu2048] [--predictors DIR] [--threads N] [--no-plain]
 //! ```
 //!
 //! Predictors have random weights, which cost what trained ones of the same form cost; they are made in `--predictors` if they
@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use shadowllm::generate::Sparsity;
-use shadowllm::kernels::{Compute, CpuOptions, argmax, read_passes};
+use shadowllm::kernels::{Compute, CpuOptions, read_passes};
 use shadowllm::model::{PackedModel, SparseOptions};
 use shadowllm::sparsity::predictor::{
     HiddenActivation, Normalization, PredictorInput, Training, WeightFormat, random_predictor, write_predictor,
@@ -31,6 +31,8 @@ use shadowllm::{Engine, EngineOptions, Session, SessionOptions};
 /// The protocol: tokens decoded after a prompt.
 const PROMPT: usize = 128;
 const TOKENS: usize = 32;
+/// Tokens before them that bring everything into memory.
+const WARM_UP: usize = 2;
 /// Kept fractions of the policy `random`.
 const KEPT: [f32; 10] = [1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1];
 /// Bytes read in one pass that measures the bandwidth.
@@ -43,123 +45,142 @@ fn argument(name: &str) -> Option<String> {
 /// One row of the table.
 struct Case {
     name: String,
-    /// Whether it has a predictor.
-    predicts: bool,
-    /// `None`: the plain engine.
-    sparsity: Option<Box<dyn Fn() -> Sparsity>>,
-    /// Seconds of every step.
-    steps: Vec<f64>,
-    /// Bytes of one step, decisions included.
-    bytes: f64,
+    /// Keys and values that a case left out are its own debt, so each has a session.
+    session: Session,
+    /// Seconds of every step, decisions included.
+    seconds: Vec<f64>,
+    /// Bytes of every step, decisions included.
+    bytes: Vec<f64>,
     /// Of these, of decisions.
-    decisions: f64,
+    decisions: Vec<f64>,
 }
 
 impl Case {
-    fn new(name: String, sparsity: Option<Box<dyn Fn() -> Sparsity>>) -> Self {
-        let predicts = name.starts_with("shadow") || name.starts_with("dejavu");
-        Case { name, predicts, sparsity, steps: Vec::new(), bytes: 0.0, decisions: 0.0 }
+    fn step(&mut self, token: u32) {
+        let start = Instant::now();
+        self.session.step(token).unwrap();
+        self.seconds.push(start.elapsed().as_secs_f64());
+        self.bytes.push(self.session.step_bytes() as f64);
+        self.decisions.push(self.session.sparsity().map_or(0, Sparsity::decision_bytes) as f64);
     }
 
-    /// Decodes after the prompt that the session holds.
-    fn run(&mut self, session: &mut Session, record: bool) {
-        session.set_sparsity(self.sparsity.as_ref().map(|make| make())).unwrap();
-        session.truncate(PROMPT);
-        let (mut bytes, mut decisions, mut token) = (0, 0, 7);
-        for _ in 0..TOKENS {
-            let start = Instant::now();
-            token = argmax(session.step(token).unwrap()) as u32;
-            let seconds = start.elapsed().as_secs_f64();
-            if record {
-                self.steps.push(seconds);
-            }
-            bytes += session.step_bytes();
-            decisions += session.sparsity().map_or(0, Sparsity::decision_bytes);
-        }
-        (self.bytes, self.decisions) = (bytes as f64 / TOKENS as f64, decisions as f64 / TOKENS as f64);
-    }
-
-    fn median(&self) -> f64 {
-        median(&self.steps)
+    fn forget(&mut self) {
+        self.session.truncate(PROMPT);
+        self.seconds.clear();
+        self.bytes.clear();
+        self.decisions.clear();
     }
 }
 
-fn median(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
+fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len() as f64
+}
+
+fn median(values: impl IntoIterator<Item = f64>) -> f64 {
+    let mut sorted: Vec<f64> = values.into_iter().collect();
     sorted.sort_by(f64::total_cmp);
     sorted[sorted.len() / 2]
 }
 
-/// A predictor of random weights, from its file.
-fn predictor(
-    engine: &Engine,
-    path: &Path,
-    stations: Vec<usize>,
-    ranks: [usize; 2],
-    format: WeightFormat,
-) -> Arc<Predictor> {
-    let identity = ModelIdentity::of(engine.model());
-    if !path.exists() {
-        let info = PredictorInfo {
-            model: identity.clone(),
-            activation: if stations.len() > 1 { HiddenActivation::None } else { HiddenActivation::Relu },
-            stations,
-            input: PredictorInput::Residual,
-            normalization: Normalization::None,
-            criterion: "none: random weights".into(),
-            training: Training::default(),
-            validated: Vec::new(),
-        };
-        let weights = random_predictor(&info, engine.config(), ranks[0], ranks[1], 1);
-        write_predictor(path, &info, &weights, format).unwrap();
-    }
-    Arc::new(Predictor::open(path, engine.config(), &identity).unwrap())
+/// What is compared: a model, its packed weights, and a session that holds the prompt.
+struct Bench {
+    engine: Engine,
+    packed: Arc<PackedModel>,
+    prompt: Session,
+    predictors: PathBuf,
+    cases: Vec<Case>,
 }
 
-fn cases(engine: &Engine, packed: &Arc<PackedModel>, names: &str, predictors: &Path) -> Vec<Case> {
-    let options = SparseOptions { relu_skip: false, ..SparseOptions::default() };
-    let layers = engine.config().layers;
-    let config = engine.config().clone();
-    let mut cases = Vec::new();
-    let mut add = |name: String, policy: Box<dyn Fn() -> Box<dyn Policy>>| {
-        let (packed, config) = (Arc::clone(packed), config.clone());
-        let make = move || Sparsity::new(Arc::clone(&packed), policy(), Refresh::EveryToken, &config, options);
-        cases.push(Case::new(name, Some(Box::new(make))));
-    };
-    let budget = |kept| Budget::new(kept, kept, Scope::Local).unwrap();
-    add("packed, dense".into(), Box::new(|| Box::new(Dense)));
-    for name in names.split(',') {
+impl Bench {
+    fn add(&mut self, name: String, policy: Option<Box<dyn Policy>>) {
+        let options = SparseOptions { relu_skip: false, ..SparseOptions::default() };
+        let mut session = self.prompt.fork();
+        session.reserve(PROMPT + TOKENS);
+        let sparsity = policy.map(|policy| {
+            Sparsity::new(Arc::clone(&self.packed), policy, Refresh::EveryToken, self.engine.config(), options)
+        });
+        session.set_sparsity(sparsity).unwrap();
+        self.cases.push(Case { name, session, seconds: Vec::new(), bytes: Vec::new(), decisions: Vec::new() });
+    }
+
+    /// Adds the rows of one word of `--cases`.
+    fn add_named(&mut self, name: &str) {
+        let budget = |kept, scope| Budget::new(kept, kept, scope).unwrap();
         match name {
             "random" => {
                 for kept in KEPT {
-                    let config = engine.config().clone();
-                    add(
-                        format!("random, kept {kept}"),
-                        Box::new(move || Box::new(Random::new(1, budget(kept), &config).unwrap())),
-                    );
+                    let policy = Random::new(1, budget(kept, Scope::Local), self.engine.config()).unwrap();
+                    self.add(format!("random, kept {kept}"), Some(Box::new(policy)));
                 }
             }
             "shadow" | "shadow-global" => {
-                let path = predictors.join("shadow-256-int8.safetensors");
-                let predictor = predictor(engine, &path, vec![0], [256, 256], WeightFormat::Int8);
+                let predictor = self.predictor("shadow-256-int8", vec![0], [256, 256], WeightFormat::Int8);
                 let scope = if name == "shadow" { Scope::Local } else { Scope::Global };
-                let budget = Budget::new(0.5, 0.5, scope).unwrap();
-                let make = move || Box::new(Shadow::new(Arc::clone(&predictor), budget).unwrap()) as Box<dyn Policy>;
-                add(format!("{name}, width 256 int8, kept 0.5"), Box::new(make));
+                let policy = Shadow::new(predictor, budget(0.5, scope)).unwrap();
+                self.add(format!("{name}, width 256 int8, kept 0.5"), Some(Box::new(policy)));
             }
             "dejavu" | "dejavu2048" => {
                 let ranks = if name == "dejavu" { [DejaVu::RANKS.0, DejaVu::RANKS.1] } else { [2048, 2048] };
-                let path = predictors.join(format!("{name}-f16.safetensors"));
-                let stations = (0..layers - 1).collect();
-                let predictor = predictor(engine, &path, stations, ranks, WeightFormat::F16);
-                let make =
-                    move || Box::new(DejaVu::new(Arc::clone(&predictor), budget(0.5)).unwrap()) as Box<dyn Policy>;
-                add(format!("dejavu, ranks {}/{} f16, kept 0.5", ranks[0], ranks[1]), Box::new(make));
+                let stations = (0..self.engine.config().layers - 1).collect();
+                let predictor = self.predictor(&format!("{name}-f16"), stations, ranks, WeightFormat::F16);
+                let policy = DejaVu::new(predictor, budget(0.5, Scope::Local)).unwrap();
+                self.add(format!("dejavu, ranks {}/{} f16, kept 0.5", ranks[0], ranks[1]), Some(Box::new(policy)));
             }
             _ => panic!("unknown case {name:?}; expected random, shadow, shadow-global, dejavu or dejavu2048"),
         }
     }
-    cases
+
+    /// A predictor of random weights, from its file.
+    fn predictor(&self, name: &str, stations: Vec<usize>, ranks: [usize; 2], format: WeightFormat) -> Arc<Predictor> {
+        let (config, identity) = (self.engine.config(), ModelIdentity::of(self.engine.model()));
+        let path = self.predictors.join(format!("{name}-{}.safetensors", identity.as_str()));
+        if !path.exists() {
+            let info = PredictorInfo {
+                model: identity.clone(),
+                activation: if stations.len() > 1 { HiddenActivation::None } else { HiddenActivation::Relu },
+                stations,
+                input: PredictorInput::Residual,
+                normalization: Normalization::None,
+                criterion: "none: random weights".into(),
+                training: Training::default(),
+                validated: Vec::new(),
+            };
+            let weights = random_predictor(&info, config, ranks[0], ranks[1], 1);
+            write_predictor(&path, &info, &weights, format).unwrap();
+        }
+        Arc::new(Predictor::open(&path, config, &identity).unwrap())
+    }
+
+    /// Decodes all cases at the same time, token by token in turn, so that a machine that is slower for a while is so for all.
+    fn run(&mut self) {
+        for steps in [WARM_UP, TOKENS] {
+            self.cases.iter_mut().for_each(Case::forget);
+            for token in 7..7 + steps as u32 {
+                self.cases.iter_mut().for_each(|case| case.step(token));
+            }
+        }
+    }
+
+    fn print(&self) {
+        println!("| case | ms per token | MB per token | of decisions | GB/s | speed-up | ideal | time / ideal time |");
+        println!("| --- | --- | --- | --- | --- | --- | --- | --- |");
+        let dense = &self.cases[0];
+        for case in &self.cases {
+            let slower = median(case.seconds.iter().zip(&dense.seconds).map(|(t, dense)| t / dense));
+            let (bytes, ideal) = (mean(&case.bytes), mean(&dense.bytes) / mean(&case.bytes));
+            let seconds = median(case.seconds.iter().copied());
+            println!(
+                "| {} | {:.2} | {:.1} | {:.1} | {:.1} | {:.2} | {ideal:.2} | {:.3} |",
+                case.name,
+                1e3 * seconds,
+                bytes / 1e6,
+                mean(&case.decisions) / 1e6,
+                bytes / seconds / 1e9,
+                slower.recip(),
+                slower * ideal,
+            );
+        }
+    }
 }
 
 fn main() {
@@ -167,65 +188,38 @@ fn main() {
         println!("decode: no --model DIR given, nothing to measure");
         return;
     };
-    let rounds = argument("--rounds").map_or(3, |n| n.parse().unwrap());
-    let names = argument("--cases").unwrap_or_else(|| "random".into());
-    let predictors = argument("--predictors").map_or_else(std::env::temp_dir, PathBuf::from);
-    let threads = argument("--threads").map(|n| n.parse().unwrap());
     let checkpoint = ModelSource::parse(&model).unwrap().open(&()).unwrap();
+    let threads = argument("--threads").map(|n| n.parse().unwrap());
     let cpu = CpuOptions { compute: Compute::Bf16, threads, ..CpuOptions::default() };
     let engine = Engine::load(&checkpoint, EngineOptions { cpu }).unwrap();
     let packed = PackedCheckpoint::open_or_pack(&checkpoint, &()).unwrap();
-    let packed = Arc::new(PackedModel::load(&packed).unwrap());
-    let mut session = engine.session(SessionOptions::default()).unwrap();
-    session.reserve(PROMPT + TOKENS);
+    let mut prompt = engine.session(SessionOptions::default()).unwrap();
     let vocab = engine.config().vocab as u32;
-    let prompt: Vec<u32> = (0..PROMPT as u32).map(|i| (i * 7919 + 11) % vocab).collect();
-    session.prefill(&prompt).unwrap();
-    let mut bandwidth = Vec::new();
-
-    let mut plain = Case::new("plain engine, dense".into(), None);
-    let with_plain = !std::env::args().any(|a| a == "--no-plain");
-    if with_plain {
-        plain.run(&mut session, false);
-        for _ in 0..rounds {
-            plain.run(&mut session, true);
-            bandwidth.extend(read_passes(engine.cpu(), READ, 3));
-        }
+    prompt.prefill(&(0..PROMPT as u32).map(|i| (i * 7919 + 11) % vocab).collect::<Vec<_>>()).unwrap();
+    let mut bench = Bench {
+        packed: Arc::new(PackedModel::load(&packed).unwrap()),
+        prompt,
+        predictors: argument("--predictors").map_or_else(std::env::temp_dir, PathBuf::from),
+        cases: Vec::new(),
+        engine: engine.clone(),
+    };
+    if !std::env::args().any(|a| a == "--no-plain") {
+        bench.add("plain engine, dense".into(), None);
     }
-    let mut cases = cases(&engine, &packed, &names, &predictors);
-    // Everything once, so that all that will be read is in memory.
-    cases[0].run(&mut session, false);
-    cases.iter_mut().filter(|case| case.predicts).for_each(|case| case.run(&mut session, false));
-    for _ in 0..rounds {
-        for case in &mut cases {
-            case.run(&mut session, true);
-            bandwidth.extend(read_passes(engine.cpu(), READ, 1));
-        }
+    bench.add("packed, dense".into(), Some(Box::new(Dense)));
+    for name in argument("--cases").as_deref().unwrap_or("random").split(',') {
+        bench.add_named(name);
     }
-    let read = median(&bandwidth);
+    let mut bandwidth = read_passes(engine.cpu(), READ, 9);
+    bench.run();
+    bandwidth.extend(read_passes(engine.cpu(), READ, 9));
     println!(
-        "{model}: {TOKENS} tokens after {PROMPT}, {} threads, {}, {read:.1} GB/s read in the same run",
+        "{}: {TOKENS} tokens after {PROMPT}, {} threads, {}, {:.1} GB/s read in the same run",
+        Path::new(&model).file_name().map_or(model.clone(), |name| name.to_string_lossy().into_owned()),
         engine.cpu().threads(),
-        engine.cpu().isa()
+        engine.cpu().isa(),
+        median(bandwidth),
     );
-    println!(
-        "| case | ms per token | MB per token | of decisions | GB/s | speed-up over dense | ideal | time / ideal time |"
-    );
-    println!("| --- | --- | --- | --- | --- | --- | --- | --- |");
-    let full = (cases[0].median(), cases[0].bytes);
-    let dense = if with_plain { (plain.median(), plain.bytes) } else { full };
-    for case in with_plain.then_some(&plain).into_iter().chain(&cases) {
-        let (seconds, bytes) = (case.median(), case.bytes);
-        println!(
-            "| {} | {:.2} | {:.1} | {:.1} | {:.1} | {:.2} | {:.2} | {:.3} |",
-            case.name,
-            1e3 * seconds,
-            bytes / 1e6,
-            case.decisions / 1e6,
-            bytes / seconds / 1e9,
-            dense.0 / seconds,
-            dense.1 / bytes,
-            seconds / (full.0 * bytes / full.1),
-        );
-    }
+    println!("Speed-up: median over the tokens of the first row's time for the same token / this row's.");
+    bench.print();
 }

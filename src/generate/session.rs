@@ -150,6 +150,20 @@ impl Session {
         self.cache.truncate(len);
     }
 
+    /// Another sequence that begins with all tokens of this one: the prompt is processed once, and what follows may differ. It
+    /// is dense, since a policy serves one sequence.
+    pub fn fork(&mut self) -> Session {
+        self.fill_cache();
+        Session {
+            engine: self.engine.clone(),
+            tokens: self.tokens.clone(),
+            cache: self.cache.clone(),
+            workspace: Workspace::default(),
+            logits: self.logits.clone(),
+            sparsity: None,
+        }
+    }
+
     /// Appends many tokens and returns the logits (`[V]`) after the last one.
     ///
     /// # Errors
