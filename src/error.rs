@@ -88,6 +88,9 @@ pub enum Error {
         /// The option that is missing.
         option: &'static str,
     },
+    /// A plan was to be shown, but of no prompt.
+    #[error("a plan is made for a token: give a prompt with --prompt TEXT or --prompt-ids ID,ID,...")]
+    PlanNeedsPrompt,
     /// A model shape that is not in the list.
     #[error("unknown shape {found:?}; known are {known}")]
     UnknownShape {

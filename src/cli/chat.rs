@@ -3,9 +3,11 @@
 use clap::Args;
 use serde::Serialize;
 
+use super::accounting::Accounting;
 use super::console::Console;
 use super::generate::{complete, speed};
 use super::options::{ModelArgs, SamplingArgs};
+use super::sparsity::SparsityArgs;
 use crate::generate::{
     ChatMessage, ChatOptions, ChatTemplate, CompletionOptions, Engine, Session, SessionOptions, StopReason,
 };
@@ -14,7 +16,7 @@ use crate::{Error, Result};
 /// Talk to a chat model, line by line.
 ///
 /// Every line of standard input is a message. `/reset` starts a new conversation, `/exit` or the end of input ends it.
-/// Ctrl-C ends an answer; without one, the program.
+/// Ctrl-C ends an answer, or a message that is being read; without one, the program.
 /// Sampling follows the settings published with the model unless options say otherwise.
 #[derive(Debug, Args)]
 pub(super) struct Chat {
@@ -44,6 +46,9 @@ pub(super) struct Chat {
     // Last: its heading is that of all options after it.
     #[command(flatten)]
     sampling: SamplingArgs,
+
+    #[command(flatten)]
+    sparsity: SparsityArgs,
 }
 
 /// What `chat --json` prints for every answer.
@@ -61,11 +66,17 @@ struct Turn<'a> {
     new_prompt_tokens: usize,
     /// Decode steps per second.
     decode_tokens_per_second: Option<f64>,
+    /// Bytes that one decode step reads, on average.
+    bytes_per_token: Option<f64>,
+    /// What was kept, and what choosing it cost.
+    #[serde(flatten)]
+    accounting: Accounting,
 }
 
 impl Chat {
     pub(super) fn run(self, console: &mut Console) -> Result<()> {
-        let engine = self.model.fast_engine(console)?;
+        let checkpoint = self.model.checkpoint(console)?;
+        let engine = self.model.fast_engine_of(&checkpoint)?;
         engine.tokenizer()?;
         let template = engine.chat_template()?;
         let options = CompletionOptions {
@@ -74,6 +85,7 @@ impl Chat {
             ..CompletionOptions::default()
         };
         let mut session = engine.session(SessionOptions { context: self.context })?;
+        session.set_sparsity(self.sparsity.load(console, &checkpoint, &engine)?)?;
         let opening: Vec<_> = self.system.iter().map(ChatMessage::system).collect();
         let mut messages = opening.clone();
         while let Some(line) = console.ask("> ")? {
@@ -91,6 +103,11 @@ impl Chat {
                 Err(error @ Error::ContextFull { .. }) if !self.json => {
                     messages.pop();
                     console.note(&format!("error: {error}; type /reset to start a new conversation"));
+                }
+                // Nothing of the answer was there yet, and somebody can ask again.
+                Err(Error::Interrupted) if console.is_interactive() => {
+                    messages.pop();
+                    console.note("interrupted; the message is forgotten");
                 }
                 Err(error) => return Err(error),
             }
@@ -125,6 +142,8 @@ impl Chat {
                 prompt_tokens: ids.len(),
                 new_prompt_tokens: ids.len() - known,
                 decode_tokens_per_second: done.timing.decode_rate(),
+                bytes_per_token: done.timing.bytes_per_token(),
+                accounting: Accounting::new(session, &done.timing),
             })?;
         } else {
             console.line("")?;
@@ -133,6 +152,9 @@ impl Chat {
             }
             if self.verbose {
                 console.note(&speed(&done.timing, engine.cpu(), None));
+                if let Some(note) = Accounting::note(session, &done.timing) {
+                    console.note(&note);
+                }
             }
         }
         if !console.is_interactive() {

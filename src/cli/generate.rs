@@ -1,16 +1,17 @@
 //! `shadowllm generate`: continue a text.
 
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use clap::Args;
 use serde::Serialize;
 
+use super::accounting::Accounting;
 use super::console::{Console, read_text};
 use super::options::{ModelArgs, SamplingArgs, token_id};
 use super::sparsity::SparsityArgs;
-use crate::generate::{Completion, CompletionOptions, Engine, Session, SessionOptions, Sparsity, StopReason, Timing};
+use crate::generate::{Completion, CompletionOptions, Engine, Session, SessionOptions, StopReason, Timing};
 use crate::kernels::{Cpu, read_passes};
-use crate::sparsity::Kept;
 use crate::{Error, Result};
 
 /// Bytes read to measure the bandwidth: many times any last-level cache.
@@ -107,16 +108,9 @@ struct Report<'a> {
     threads: usize,
     /// Precision of products with many prompt tokens, where the weights are bf16.
     compute: &'static str,
-    /// Who chose the units of each token: `dense`, `static`, `shadow`, `dejavu`, `random`.
-    policy: &'static str,
-    /// Units kept / units, over all layers and decode steps; `null` if there was no step.
-    kept: Option<Kept>,
-    /// Bytes that the decisions read, on average per token; part of `bytes_per_token`.
-    predictor_bytes_per_token: Option<f64>,
-    /// Bytes that a decode step over all units reads, on average.
-    dense_bytes_per_token: Option<f64>,
-    /// `dense_bytes_per_token / bytes_per_token`: the speed-up if time were bytes.
-    ideal_speedup: Option<f64>,
+    /// What was kept, and what choosing it cost.
+    #[serde(flatten)]
+    accounting: Accounting,
 }
 
 impl Generate {
@@ -155,11 +149,7 @@ impl Generate {
                 isa: engine.cpu().isa().to_string(),
                 threads: engine.cpu().threads(),
                 compute: engine.cpu().compute().name(),
-                policy: session.sparsity().map_or("dense", Sparsity::policy),
-                kept: done.timing.kept(engine.config()),
-                predictor_bytes_per_token: done.timing.per_step(done.timing.decision_bytes),
-                dense_bytes_per_token: done.timing.per_step(done.timing.dense_bytes),
-                ideal_speedup: done.timing.ideal_speedup(),
+                accounting: Accounting::new(&session, &done.timing),
             })?;
         } else {
             console.line("")?;
@@ -168,14 +158,8 @@ impl Generate {
                 console.note(&format!("stopped: the context of {context} tokens is full"));
             }
             console.note(&speed(&done.timing, engine.cpu(), read));
-            if let (Some(sparsity), Some(kept)) = (session.sparsity(), done.timing.kept(engine.config())) {
-                console.note(&format!(
-                    "policy {}: {:.1} % of the heads and {:.1} % of the neurons kept, ideally {:.2} times as fast as dense",
-                    sparsity.policy(),
-                    100.0 * kept.heads,
-                    100.0 * kept.neurons,
-                    done.timing.ideal_speedup().unwrap_or(1.0),
-                ));
+            if let Some(note) = Accounting::note(&session, &done.timing) {
+                console.note(&note);
             }
         }
         done.complete()
@@ -221,7 +205,8 @@ impl Done {
 }
 
 /// Generates on `session`; with `live` the text, or the ids where there is no tokenizer, goes to standard output as it
-/// comes. Ctrl-C ends the text, not the program.
+/// comes. Ctrl-C ends the text, not the program; while the prompt is processed, that is [`Error::Interrupted`] and the session
+/// holds what it held before.
 pub(super) fn complete(
     console: &mut Console,
     session: &mut Session,
@@ -230,9 +215,10 @@ pub(super) fn complete(
     live: bool,
 ) -> Result<Done> {
     let has_text = session.engine().text().tokenizer.is_some();
-    let mut completion = Completion::start(session, prompt, options)?;
-    let mut text = String::new();
     let heeded = console.heed_interrupts();
+    let go_on = &mut |_| if heeded.go_on() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) };
+    let mut completion = Completion::start_with(session, prompt, options, go_on)?;
+    let mut text = String::new();
     while heeded.go_on() {
         let Some(piece) = completion.next_token()? else { break };
         text.push_str(piece.text);

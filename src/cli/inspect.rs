@@ -8,12 +8,14 @@ use shadowllm_weights::{Activation, Checkpoint, ModelConfig, NormKind, NormPlace
 
 use super::console::Console;
 use super::options::ModelArgs;
+use super::plan::PlanArgs;
 use crate::Result;
-use crate::generate::{Engine, EngineOptions};
-use crate::kernels::Compute;
+use crate::generate::Engine;
 use crate::model::ActiveBytes;
 
 /// Show a model's configuration, tensors and bytes, and what the engine will run it with.
+///
+/// With --policy and a prompt: what the policy keeps for the last token of the prompt, layer by layer.
 #[derive(Debug, Args)]
 pub(super) struct Inspect {
     #[command(flatten)]
@@ -26,6 +28,10 @@ pub(super) struct Inspect {
     /// Print one JSON document.
     #[arg(long)]
     json: bool,
+
+    // Last: its headings are those of all options after it.
+    #[command(flatten)]
+    plan: PlanArgs,
 }
 
 /// What `inspect --json` prints.
@@ -102,7 +108,10 @@ struct TensorReport {
 impl Inspect {
     pub(super) fn run(self, console: &mut Console) -> Result<()> {
         let checkpoint = self.model.checkpoint(console)?;
-        let engine = Engine::load(&checkpoint, EngineOptions { cpu: self.model.cpu.options(Compute::Bf16) })?;
+        let engine = self.model.fast_engine_of(&checkpoint)?;
+        if self.plan.is_given() {
+            return self.plan.run(console, &checkpoint, &engine, self.json);
+        }
         let report = self.report(&checkpoint, &engine);
         if self.json { console.json(&report) } else { report.print(console) }
     }

@@ -4,6 +4,7 @@
 //! piped. With `--json` a command prints exactly one JSON document instead; its fields are the struct at the top of the
 //! command's file.
 
+mod accounting;
 mod chat;
 mod console;
 mod demo;
@@ -14,6 +15,7 @@ mod inspect;
 mod logits;
 mod options;
 mod pack;
+mod plan;
 mod random_model;
 mod sparsity;
 

@@ -70,13 +70,8 @@ impl ModelArgs {
         Engine::load(&self.checkpoint(console)?, EngineOptions { cpu: self.cpu.options(Compute::F32) })
     }
 
-    /// Loads the model, to generate text: products in the weights' precision. That moves logits about as much as rounding
+    /// Loads the model from its checkpoint, to generate text: products in the weights' precision. That moves logits about as much as rounding
     /// the weights to bf16 did (docs/src/results.md), and prompts are processed up to twice as fast.
-    pub(super) fn fast_engine(&self, console: &Console) -> Result<Engine> {
-        self.fast_engine_of(&self.checkpoint(console)?)
-    }
-
-    /// As [`ModelArgs::fast_engine`], from a checkpoint that is needed for more.
     pub(super) fn fast_engine_of(&self, checkpoint: &Checkpoint) -> Result<Engine> {
         Engine::load(checkpoint, EngineOptions { cpu: self.cpu.options(Compute::Bf16) })
     }

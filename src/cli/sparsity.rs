@@ -77,6 +77,11 @@ enum PolicyName {
 const DEFAULT_KEEP: f32 = 0.5;
 
 impl SparsityArgs {
+    /// Whether anything is to be kept from being read.
+    pub(super) fn is_given(&self) -> bool {
+        self.policy.is_some()
+    }
+
     /// What a session is to do, packing the weights if need be; `None` without a policy.
     pub(super) fn load(&self, console: &Console, checkpoint: &Checkpoint, engine: &Engine) -> Result<Option<Sparsity>> {
         let Some(name) = self.policy else { return Ok(None) };

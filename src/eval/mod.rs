@@ -2,6 +2,8 @@
 
 mod likelihood;
 mod perplexity;
+mod plan_picture;
 
 pub use likelihood::{Likelihood, log_likelihood};
 pub use perplexity::{Perplexity, WindowNll, Windows, perplexity};
+pub use plan_picture::plan_picture;

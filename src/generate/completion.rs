@@ -1,5 +1,6 @@
 //! Generating: sample, stream, stop.
 
+use std::ops::ControlFlow;
 use std::time::Instant;
 
 use shadowllm_weights::ModelConfig;
@@ -9,6 +10,7 @@ use super::{Sampler, SamplerOptions, Session};
 #[cfg(feature = "tokenizer")]
 use super::{StopStrings, TextStream};
 use crate::Result;
+use crate::model::NoProbe;
 use crate::sparsity::Kept;
 
 /// Settings of a [`Completion`].
@@ -48,7 +50,7 @@ pub struct Piece<'a> {
     pub text: &'a str,
 }
 
-/// Speed and bytes of a completion.
+/// Speed, bytes and memory of a completion.
 #[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize)]
 pub struct Timing {
     /// Tokens of the prompt.
@@ -65,10 +67,17 @@ pub struct Timing {
     pub dense_bytes: u64,
     /// Of `decode_bytes`, what the decisions of a policy read.
     pub decision_bytes: u64,
+    /// Of `decode_seconds`, what the decisions of a policy took.
+    pub decision_seconds: f64,
     /// Heads that all decode steps kept.
     pub kept_heads: u64,
     /// Neurons that all decode steps kept.
     pub kept_neurons: u64,
+    /// Memory of the session's key/value cache, in bytes.
+    pub cache_bytes: u64,
+    /// Memory beside it of the attention inputs that missing keys and values are made from, in bytes. A session keeps it
+    /// for its next tokens, so this is the most that was needed so far.
+    pub pending_bytes: u64,
 }
 
 impl Timing {
@@ -85,6 +94,11 @@ impl Timing {
     /// Bytes read by a decode step, on average; `None` if there was none.
     pub fn bytes_per_token(&self) -> Option<f64> {
         self.per_step(self.decode_bytes)
+    }
+
+    /// Milliseconds that the decisions of a decode step took, on average; `None` if there was no step.
+    pub fn decision_ms_per_token(&self) -> Option<f64> {
+        (self.decode_steps > 0).then(|| 1e3 * self.decision_seconds / self.decode_steps as f64)
     }
 
     /// A sum over the decode steps as a mean; `None` if there was none.
@@ -165,6 +179,20 @@ impl<'s> Completion<'s> {
     /// [`crate::Error::Generate`] for impossible sampling settings or stop strings, [`crate::Error::NoTokenizer`] for
     /// stop strings without a tokenizer, and those of [`Session::prefill`].
     pub fn start(session: &'s mut Session, prompt: &[u32], options: &CompletionOptions) -> Result<Self> {
+        Self::start_with(session, prompt, options, &mut |_| ControlFlow::Continue(()))
+    }
+
+    /// [`Completion::start`] with a callback that is told how many tokens of the prompt are done and may stop the work.
+    ///
+    /// # Errors
+    /// As [`Completion::start`], and [`crate::Error::Interrupted`] if the callback says so; the session then holds what it
+    /// held before.
+    pub fn start_with(
+        session: &'s mut Session,
+        prompt: &[u32],
+        options: &CompletionOptions,
+        done: &mut (dyn FnMut(usize) -> ControlFlow<()> + Send),
+    ) -> Result<Self> {
         let sampler = Sampler::new(options.sampler.clone())?;
         #[cfg(feature = "tokenizer")]
         let stop = StopStrings::new(options.stop.iter().cloned())?;
@@ -178,9 +206,14 @@ impl<'s> Completion<'s> {
         let wanted = session.tokens().len() + prompt.len() + max_tokens.min(RESERVE);
         session.reserve(wanted);
         let start = Instant::now();
-        session.prefill(prompt)?;
-        let timing =
-            Timing { prompt_tokens: prompt.len(), prompt_seconds: start.elapsed().as_secs_f64(), ..Timing::default() };
+        session.prefill_with(prompt, &mut NoProbe, done)?;
+        let timing = Timing {
+            prompt_tokens: prompt.len(),
+            prompt_seconds: start.elapsed().as_secs_f64(),
+            cache_bytes: session.cache_bytes(),
+            pending_bytes: session.pending_bytes(),
+            ..Timing::default()
+        };
         Ok(Completion {
             #[cfg(feature = "tokenizer")]
             stream: session.engine().tokenizer().ok().map(|t| TextStream::after(t, session.tokens()).stop_at(&stop)),
@@ -238,12 +271,15 @@ impl<'s> Completion<'s> {
         let (heads, neurons) = match session.sparsity() {
             Some(sparsity) => {
                 timing.decision_bytes += sparsity.decision_bytes();
+                timing.decision_seconds += sparsity.decision_time().as_secs_f64();
                 (sparsity.count().heads, sparsity.count().neurons)
             }
             None => ((config.layers * config.heads) as u64, (config.layers * config.ffn) as u64),
         };
         timing.kept_heads += heads;
         timing.kept_neurons += neurons;
+        timing.cache_bytes = session.cache_bytes();
+        timing.pending_bytes = session.pending_bytes();
     }
 
     /// Puts the text that is certain with `token` into `self.text`; whether a stop string has ended it.

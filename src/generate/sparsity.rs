@@ -1,6 +1,7 @@
 //! A session's sparsity: who chooses units, how often, and what the last token read.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use crate::Result;
 use crate::kernels::Cpu;
@@ -26,13 +27,19 @@ impl Sparsity {
     ) -> Self {
         let units = units.into();
         let plan = Plan::dense(units);
-        let course = Course { policy, refresh, plan, units, since: 0, position: 0, due: false };
+        let course =
+            Course { policy, refresh, plan, units, since: 0, position: 0, due: false, deciding: Duration::ZERO };
         Sparsity { packed, options, course, count: SparseCount::default() }
     }
 
     /// The policy's name.
     pub fn policy(&self) -> &'static str {
         self.course.policy.name()
+    }
+
+    /// The records that it runs over.
+    pub fn packed(&self) -> &PackedModel {
+        &self.packed
     }
 
     /// The plan of the last step; the dense one before.
@@ -50,10 +57,16 @@ impl Sparsity {
         if self.course.due { self.course.policy.bytes_per_decision() } else { 0 }
     }
 
+    /// Time that the decisions of the last step took, from input to a plan that was checked. Part of the step's time.
+    pub fn decision_time(&self) -> Duration {
+        self.course.deciding
+    }
+
     /// Gets ready for the token at `position`.
     pub(super) fn begin(&mut self, cpu: &Cpu, position: usize) -> Result<&mut Course> {
         let course = &mut self.course;
         course.position = position;
+        course.deciding = Duration::ZERO;
         course.due = course.refresh.is_due(course.since);
         if course.since == 0 {
             course.decide(cpu, Station::Once, &[], &[])?;
@@ -91,15 +104,19 @@ pub(super) struct Course {
     position: usize,
     /// Whether the present token is decided anew.
     due: bool,
+    /// Time of the present token's decisions.
+    deciding: Duration,
 }
 
 impl Course {
     fn decide(&mut self, cpu: &Cpu, station: Station, contexts: &[f32], residual: &[f32]) -> Result<()> {
         if self.policy.stations().contains(&station) {
+            let start = Instant::now();
             let input = PolicyInput { station, position: self.position, residual, contexts, cpu };
             self.policy.decide(input, &mut self.plan)?;
             // A policy is anybody's code, and kernels take a list at its word.
             self.plan.validate(self.units)?;
+            self.deciding += start.elapsed();
         }
         Ok(())
     }

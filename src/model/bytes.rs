@@ -2,7 +2,7 @@
 
 use shadowllm_weights::Positions;
 
-use super::{Ffn, Model};
+use super::{Ffn, KeptUnits, Model, PackedLayer};
 
 /// Bytes that decoding one token reads from memory, by kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
@@ -21,6 +21,38 @@ impl ActiveBytes {
     /// All of them.
     pub fn total(&self) -> u64 {
         self.blocks + self.head + self.embedding + self.cache
+    }
+}
+
+/// Bytes of the records of some units of one layer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct UnitBytes {
+    /// Query rows and output columns of the heads, key and value rows of the key/value heads that they use.
+    pub heads: u64,
+    /// Whole records of the neurons.
+    pub neurons: u64,
+}
+
+impl UnitBytes {
+    /// Both.
+    pub fn total(&self) -> u64 {
+        self.heads + self.neurons
+    }
+}
+
+impl PackedLayer {
+    /// Bytes of the records that a plan keeps: what a token reads of the layer's matrices, but for what the token itself
+    /// decides. A neuron that is skipped by its first product is read in part, and after `kv_flush` positions the key and
+    /// value rows of every head are read.
+    pub fn unit_bytes(&self, kept: KeptUnits<'_>) -> UnitBytes {
+        let record = |m: &crate::tensor::Matrix| (m.bytes() / m.rows().max(1)) as u64;
+        let group = (self.heads.rows() / self.kv_heads.rows().max(1)).max(1) as u32;
+        // The list ascends, so the heads of one key/value head stand together.
+        let used = kept.heads.chunk_by(|a, b| a / group == b / group).count() as u64;
+        UnitBytes {
+            heads: kept.heads.len() as u64 * record(&self.heads) + used * record(&self.kv_heads),
+            neurons: kept.neurons.len() as u64 * record(&self.neurons),
+        }
     }
 }
 

@@ -26,7 +26,7 @@ pub mod random;
 mod sparse;
 mod workspace;
 
-pub use bytes::ActiveBytes;
+pub use bytes::{ActiveBytes, UnitBytes};
 pub use cache::KvCache;
 pub use forward::Segment;
 pub use layer::{Attention, Ffn, Layer, Linear, Model, Norm};

@@ -27,6 +27,7 @@ pub mod predictor;
 mod scores;
 mod scores_file;
 mod select;
+mod tally;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod testing;
@@ -40,3 +41,4 @@ pub use predictor::{Predictor, PredictorInfo};
 pub use scores::Scores;
 pub use scores_file::ScoresFile;
 pub use select::{Selector, select};
+pub use tally::{LayerTally, PlanTally, UnitTally};
