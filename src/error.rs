@@ -80,6 +80,12 @@ pub enum Error {
         /// In the model.
         expected: usize,
     },
+    /// Prompts were to be sparse and to decide.
+    #[error(
+        "with refresh prompt the last prompt token decides, so a prompt cannot be sparse itself; \
+         use prefill dense, or refresh every N tokens"
+    )]
+    PromptDecides,
     /// A policy was named without what it decides by.
     #[error("the policy {policy} needs {option}")]
     PolicyNeeds {

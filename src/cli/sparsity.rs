@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum};
 use shadowllm_weights::{Checkpoint, PackedCheckpoint};
 
 use super::console::Console;
-use crate::generate::{Engine, Sparsity};
+use crate::generate::{Engine, Prompts, Sparsity};
 use crate::model::{PackedModel, SparseOptions};
 use crate::sparsity::{
     Budget, DejaVu, Dense, Fixed, ModelIdentity, Policy, Predictor, Random, Refresh, Scope, ScoresFile, Shadow,
@@ -51,6 +51,11 @@ pub(super) struct SparsityArgs {
     #[arg(long, value_name = "N|prompt", default_value_t = Refresh::EveryToken, requires = "policy")]
     refresh: Refresh,
 
+    /// Whether prompts are processed over all units, many tokens at once (dense), or token by token over those that the policy
+    /// keeps (sparse).
+    #[arg(long, value_name = "HOW", value_enum, default_value = "dense", requires = "policy")]
+    prefill: Prefill,
+
     /// Seed of the policy random.
     #[arg(long, value_name = "N", default_value_t = 0, requires = "policy")]
     policy_seed: u64,
@@ -74,6 +79,12 @@ enum PolicyName {
     Random,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Prefill {
+    Dense,
+    Sparse,
+}
+
 const DEFAULT_KEEP: f32 = 0.5;
 
 impl SparsityArgs {
@@ -89,7 +100,11 @@ impl SparsityArgs {
         let packed = PackedCheckpoint::open_or_pack(checkpoint, &console.bytes_progress())?;
         let packed = Arc::new(PackedModel::load(&packed)?);
         let options = SparseOptions { relu_skip: !self.no_relu_skip, ..SparseOptions::default() };
-        Ok(Some(Sparsity::new(packed, policy, self.refresh, engine.config(), options)))
+        let prompts = match self.prefill {
+            Prefill::Dense => Prompts::Dense,
+            Prefill::Sparse => Prompts::Sparse,
+        };
+        Ok(Some(Sparsity::new(packed, policy, self.refresh, engine.config(), options).prompts(prompts)?))
     }
 
     fn policy(&self, name: PolicyName, engine: &Engine) -> Result<Box<dyn Policy>> {

@@ -68,7 +68,7 @@ pub use logits::{TokenLogProb, greedy, log_prob, top_log_probs};
 pub use sampler::Sampler;
 pub use sampler_options::SamplerOptions;
 pub use session::{Session, SessionOptions};
-pub use sparsity::Sparsity;
+pub use sparsity::{Prompts, Sparsity};
 pub use stop::{StopMatcher, StopStrings, StopTokens};
 
 #[cfg(feature = "tokenizer")]

@@ -92,8 +92,8 @@ impl Session {
         &self.logits
     }
 
-    /// Makes the following steps sparse, or dense again with `None`. May be changed between any two tokens. Prompts and
-    /// scored texts are always dense.
+    /// Makes the following steps sparse, or dense again with `None`. May be changed between any two tokens. Prompts are dense
+    /// unless [`Sparsity::prompts`] says otherwise, and scored texts always are.
     ///
     /// # Errors
     /// [`Error::PackedShape`] if the packed weights are of another model; the session is unchanged then.
@@ -172,8 +172,8 @@ impl Session {
         self.prefill_with(tokens, &mut NoProbe, &mut |_| ControlFlow::Continue(()))
     }
 
-    /// [`Session::prefill`] with a probe on the forward pass, and a callback that is told how many of the tokens are
-    /// done and may stop the work.
+    /// [`Session::prefill`] with a probe on the dense forward pass (sparse prompts have none), and a callback that is told how
+    /// many of the tokens are done and may stop the work.
     ///
     /// # Errors
     /// As [`Session::prefill`], and [`Error::Interrupted`] if the callback says so; the session then holds what it held
@@ -187,19 +187,51 @@ impl Session {
         self.check(tokens)?;
         let before = self.tokens.len();
         self.cache.reserve(self.cache.len() + tokens.len());
+        let result = match &self.sparsity {
+            Some(sparsity) if sparsity.has_sparse_prompts() => self.prefill_sparse(tokens, done),
+            _ => self.prefill_dense(tokens, probe, done),
+        };
+        if let Err(error) = result {
+            self.truncate(before);
+            return Err(error);
+        }
+        Ok(&self.logits)
+    }
+
+    fn prefill_dense(
+        &mut self,
+        tokens: &[u32],
+        probe: &mut (dyn Probe + Send),
+        done: &mut (dyn FnMut(usize) -> ControlFlow<()> + Send),
+    ) -> Result<()> {
         let mut finished = 0;
         for chunk in tokens.chunks(PREFILL_CHUNK) {
-            self.run(chunk, probe)?;
             finished += chunk.len();
-            if finished == tokens.len() {
+            let is_last = finished == tokens.len();
+            self.run(chunk, is_last, probe)?;
+            if is_last {
                 self.read_last(chunk.len());
             }
             if done(finished).is_break() {
-                self.truncate(before);
                 return Err(Error::Interrupted);
             }
         }
-        Ok(&self.logits)
+        Ok(())
+    }
+
+    /// Logits are read after the last token only.
+    fn prefill_sparse(
+        &mut self,
+        tokens: &[u32],
+        done: &mut (dyn FnMut(usize) -> ControlFlow<()> + Send),
+    ) -> Result<()> {
+        for (finished, &token) in (1..).zip(tokens) {
+            self.advance(token, finished == tokens.len())?;
+            if done(finished).is_break() {
+                return Err(Error::Interrupted);
+            }
+        }
+        Ok(())
     }
 
     /// Appends one token and returns the logits (`[V]`) after it.
@@ -208,6 +240,12 @@ impl Session {
     /// [`Error::TokenOutOfRange`], [`Error::ContextFull`]; the session is unchanged then.
     pub fn step(&mut self, token: u32) -> Result<&[f32]> {
         self.check(&[token])?;
+        self.advance(token, true)?;
+        Ok(&self.logits)
+    }
+
+    /// Runs one token, and the LM head if its logits are wanted.
+    fn advance(&mut self, token: u32, with_logits: bool) -> Result<()> {
         let (model, cpu) = (self.engine.model(), self.engine.cpu());
         let (cache, workspace, logits) = (&mut self.cache, &mut self.workspace, &mut self.logits);
         if let Some(sparsity) = &mut self.sparsity {
@@ -215,21 +253,25 @@ impl Session {
             let course = sparsity.begin(cpu, cache.len())?;
             let count = cpu.install(|| {
                 let count = model.decode_sparse(cpu, &packed, options, token, cache, workspace, course)?;
-                model.logits(cpu, workspace, 0..1, logits);
+                if with_logits {
+                    model.logits(cpu, workspace, 0..1, logits);
+                }
                 Ok::<_, Error>(count)
             })?;
             sparsity.end(count);
             self.tokens.push(token);
-            return Ok(&self.logits);
+            return Ok(());
         }
         // One entry into the thread pool for the whole token.
         cpu.install(|| {
             model.forward(cpu, &mut [Segment { tokens: &[token], cache }], workspace, &mut NoProbe)?;
-            model.logits(cpu, workspace, 0..1, logits);
+            if with_logits {
+                model.logits(cpu, workspace, 0..1, logits);
+            }
             Ok::<_, Error>(())
         })?;
         self.tokens.push(token);
-        Ok(&self.logits)
+        Ok(())
     }
 
     /// Appends tokens and hands over the logits after each of them from index `from` on, in order: `each(index, logits)`
@@ -250,7 +292,7 @@ impl Session {
         let vocab = self.engine.config().vocab;
         let mut rows = Vec::new();
         for (first, chunk) in (0..).step_by(PREFILL_CHUNK).zip(tokens.chunks(PREFILL_CHUNK)) {
-            self.run(chunk, &mut NoProbe)?;
+            self.run(chunk, false, &mut NoProbe)?;
             for start in (from.saturating_sub(first)..chunk.len()).step_by(LOGIT_ROWS) {
                 let here = start..chunk.len().min(start + LOGIT_ROWS);
                 rows.resize(here.len() * vocab, 0.0);
@@ -278,12 +320,21 @@ impl Session {
         Ok(())
     }
 
-    /// One pass through the layers.
-    fn run(&mut self, chunk: &[u32], probe: &mut (dyn Probe + Send)) -> Result<()> {
+    /// One pass through the layers, all units. At the end of a prompt a policy may decide for what follows.
+    fn run(&mut self, chunk: &[u32], ends_prompt: bool, probe: &mut (dyn Probe + Send)) -> Result<()> {
         self.fill_cache();
         let (model, cpu) = (self.engine.model(), self.engine.cpu());
-        let (cache, workspace) = (&mut self.cache, &mut self.workspace);
-        cpu.install(|| model.forward(cpu, &mut [Segment { tokens: chunk, cache }], workspace, probe))?;
+        let last = self.tokens.len() + chunk.len() - 1;
+        let segments = &mut [Segment { tokens: chunk, cache: &mut self.cache }];
+        let workspace = &mut self.workspace;
+        match self.sparsity.as_mut().filter(|_| ends_prompt) {
+            Some(sparsity) if sparsity.decides_from_prompts() => {
+                let mut watch = sparsity.watch(cpu, last, probe)?;
+                cpu.install(|| model.forward(cpu, segments, workspace, &mut watch))?;
+                watch.finish()?;
+            }
+            _ => cpu.install(|| model.forward(cpu, segments, workspace, probe))?,
+        }
         self.tokens.extend_from_slice(chunk);
         Ok(())
     }

@@ -3,17 +3,28 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::Result;
 use crate::kernels::Cpu;
-use crate::model::{Director, KeptUnits, PackedModel, SparseCount, SparseOptions};
+use crate::model::{Director, KeptUnits, PackedModel, Probe, Rows, SparseCount, SparseOptions};
 use crate::sparsity::{Plan, Policy, PolicyInput, Refresh, Station, Units};
+use crate::{Error, Result};
 
 /// Makes the decode steps of a session sparse: `Session::set_sparsity`.
 pub struct Sparsity {
     pub(super) packed: Arc<PackedModel>,
     pub(super) options: SparseOptions,
+    prompts: Prompts,
     course: Course,
     count: SparseCount,
+}
+
+/// How a session with a [`Sparsity`] runs prompts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Prompts {
+    /// Over all units, many tokens at once: fast, and exactly the dense model.
+    #[default]
+    Dense,
+    /// Token by token over the units that the policy keeps, as decoded tokens run: reads nothing but packed weights.
+    Sparse,
 }
 
 impl Sparsity {
@@ -29,7 +40,42 @@ impl Sparsity {
         let plan = Plan::dense(units);
         let course =
             Course { policy, refresh, plan, units, since: 0, position: 0, due: false, deciding: Duration::ZERO };
-        Sparsity { packed, options, course, count: SparseCount::default() }
+        Sparsity { packed, options, prompts: Prompts::Dense, course, count: SparseCount::default() }
+    }
+
+    /// Runs prompts as `prompts` says.
+    ///
+    /// # Errors
+    /// [`Error::PromptDecides`] if they are to be sparse but their last token is what the only decision is made from.
+    pub fn prompts(mut self, prompts: Prompts) -> Result<Self> {
+        if prompts == Prompts::Sparse && self.course.refresh == Refresh::Prompt {
+            return Err(Error::PromptDecides);
+        }
+        self.prompts = prompts;
+        Ok(self)
+    }
+
+    /// Whether prompts run token by token.
+    pub(super) fn has_sparse_prompts(&self) -> bool {
+        self.prompts == Prompts::Sparse
+    }
+
+    /// Whether the last token of a prompt is what decisions are made from.
+    pub(super) fn decides_from_prompts(&self) -> bool {
+        self.course.refresh == Refresh::Prompt
+    }
+
+    /// A probe for the dense pass over the end of a prompt, which decides from the last token, at `position`.
+    /// [`PromptWatch::finish`] says how that went.
+    pub(super) fn watch<'a>(
+        &'a mut self,
+        cpu: &'a Cpu,
+        position: usize,
+        probe: &'a mut (dyn Probe + Send),
+    ) -> Result<PromptWatch<'a>> {
+        let course = &mut self.course;
+        course.start(cpu, position, course.since == 0, true)?;
+        Ok(PromptWatch { cpu, probe, course, contexts: Vec::new(), result: Ok(()) })
     }
 
     /// The policy's name.
@@ -65,15 +111,8 @@ impl Sparsity {
     /// Gets ready for the token at `position`.
     pub(super) fn begin(&mut self, cpu: &Cpu, position: usize) -> Result<&mut Course> {
         let course = &mut self.course;
-        course.position = position;
-        course.deciding = Duration::ZERO;
-        course.due = course.refresh.is_due(course.since);
-        if course.since == 0 {
-            course.decide(cpu, Station::Once, &[], &[])?;
-        }
-        if course.due {
-            course.decide(cpu, Station::Start, &[], &[])?;
-        }
+        let (first, due) = (course.since == 0, course.refresh.is_due(course.since));
+        course.start(cpu, position, first, due)?;
         Ok(course)
     }
 
@@ -109,13 +148,24 @@ pub(super) struct Course {
 }
 
 impl Course {
+    /// Decisions in front of the first layer.
+    fn start(&mut self, cpu: &Cpu, position: usize, first: bool, due: bool) -> Result<()> {
+        (self.position, self.due, self.deciding) = (position, due, Duration::ZERO);
+        if first {
+            self.decide(cpu, Station::Once, &[], &[])?;
+        }
+        if due {
+            self.decide(cpu, Station::Start, &[], &[])?;
+            self.plan.validate_layer(0, self.units)?;
+        }
+        Ok(())
+    }
+
     fn decide(&mut self, cpu: &Cpu, station: Station, contexts: &[f32], residual: &[f32]) -> Result<()> {
         if self.policy.stations().contains(&station) {
             let start = Instant::now();
             let input = PolicyInput { station, position: self.position, residual, contexts, cpu };
             self.policy.decide(input, &mut self.plan)?;
-            // A policy is anybody's code, and kernels take a list at its word.
-            self.plan.validate(self.units)?;
             self.deciding += start.elapsed();
         }
         Ok(())
@@ -124,11 +174,63 @@ impl Course {
 
 impl Director for Course {
     fn left_layer(&mut self, cpu: &Cpu, layer: usize, contexts: &[f32], residual: &[f32]) -> Result<()> {
-        if self.due { self.decide(cpu, Station::AfterLayer(layer), contexts, residual) } else { Ok(()) }
+        if self.due {
+            self.decide(cpu, Station::AfterLayer(layer), contexts, residual)?;
+            // A policy is anybody's code, and kernels take a list at its word. Each layer is looked at once, when nothing can
+            // change it any more; a plan that is held was looked at when it was made.
+            if layer + 1 < self.units.layers {
+                self.plan.validate_layer(layer + 1, self.units)?;
+            }
+        }
+        Ok(())
     }
 
     fn kept(&self, layer: usize) -> KeptUnits<'_> {
         let plan = &self.plan.layers[layer];
         KeptUnits { heads: &plan.heads, neurons: &plan.neurons }
+    }
+}
+
+/// Lets a policy decide from the last row of a dense pass.
+pub(super) struct PromptWatch<'a> {
+    cpu: &'a Cpu,
+    /// Sees what it would see without this.
+    probe: &'a mut (dyn Probe + Send),
+    course: &'a mut Course,
+    /// Of the last token, in the present layer: `[H, d_h]`.
+    contexts: Vec<f32>,
+    /// The first error; a pass cannot be stopped.
+    result: Result<()>,
+}
+
+impl PromptWatch<'_> {
+    /// The decision holds for the tokens that follow.
+    pub(super) fn finish(self) -> Result<()> {
+        self.result?;
+        (self.course.since, self.course.due) = (1, false);
+        Ok(())
+    }
+}
+
+impl Probe for PromptWatch<'_> {
+    fn residual(&mut self, rows: Rows, values: &mut [f32]) {
+        self.probe.residual(rows, values);
+        // What enters a layer has left the one before.
+        if let (Some(left), Ok(()), true) =
+            (rows.layer.checked_sub(1), &self.result, rows.layer < self.course.units.layers)
+        {
+            let last = &values[values.len() - values.len() / rows.count..];
+            self.result = self.course.left_layer(self.cpu, left, &self.contexts, last);
+        }
+    }
+
+    fn contexts(&mut self, rows: Rows, values: &mut [f32]) {
+        self.probe.contexts(rows, values);
+        self.contexts.clear();
+        self.contexts.extend_from_slice(&values[values.len() - values.len() / rows.count..]);
+    }
+
+    fn inners(&mut self, rows: Rows, values: &mut [f32]) {
+        self.probe.inners(rows, values);
     }
 }

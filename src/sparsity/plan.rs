@@ -98,25 +98,30 @@ impl Plan {
         if self.layers.len() != units.layers {
             return Err(Error::PlanLayers { found: self.layers.len(), expected: units.layers });
         }
-        for (at, layer) in self.layers.iter().enumerate() {
-            for (what, list, width) in
-                [("heads", &layer.heads, units.heads), ("neurons", &layer.neurons, units.neurons)]
+        (0..units.layers).try_for_each(|layer| self.validate_layer(layer, units))
+    }
+
+    /// The part of [`Plan::validate`] that is about one layer.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn validate_layer(&self, at: usize, units: impl Into<Units>) -> Result<()> {
+        let units = units.into();
+        let Some(layer) = self.layers.get(at).filter(|_| self.layers.len() == units.layers) else {
+            return Err(Error::PlanLayers { found: self.layers.len(), expected: units.layers });
+        };
+        for (what, list, width) in [("heads", &layer.heads, units.heads), ("neurons", &layer.neurons, units.neurons)] {
+            let fail = |reason: String| Err(Error::PlanList { layer: at, units: what, reason });
+            if let Some(pair) = list.windows(2).find(|pair| pair[0] >= pair[1]) {
+                return fail(format!("{} stands before {}; a list is ascending without repetition", pair[0], pair[1]));
+            }
+            if let Some(&last) = list.last()
+                && last as usize >= width
             {
-                let fail = |reason: String| Err(Error::PlanList { layer: at, units: what, reason });
-                if let Some(pair) = list.windows(2).find(|pair| pair[0] >= pair[1]) {
-                    return fail(format!(
-                        "{} stands before {}; a list is ascending without repetition",
-                        pair[0], pair[1]
-                    ));
-                }
-                if let Some(&last) = list.last()
-                    && last as usize >= width
-                {
-                    return fail(format!("{last} is kept, but the layer has {width}"));
-                }
-                if at == 0 && list.len() != width {
-                    return fail(format!("{} of {width} are kept; layer 0 keeps all", list.len()));
-                }
+                return fail(format!("{last} is kept, but the layer has {width}"));
+            }
+            if at == 0 && list.len() != width {
+                return fail(format!("{} of {width} are kept; layer 0 keeps all", list.len()));
             }
         }
         Ok(())
