@@ -132,7 +132,7 @@ fn ffn(cpu: &Cpu, name: &str, [d, f, rows]: [usize; 3], activation: Activation) 
                     up_bias: None,
                     out_bias: None,
                     activation,
-                    gate_threshold: None,
+                    gate_thresholds: None,
                     skip,
                 };
                 let count = ffn_gather(cpu, &spec, list, black_box(&x), &mut out);

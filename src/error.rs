@@ -292,6 +292,64 @@ pub enum Error {
         /// Stations that it needs.
         expected: &'static str,
     },
+    /// Gate skip on a model without gates.
+    #[error(
+        "gate skip needs a gated FFN, such as Llama's, and this {architecture} model has none; \
+         its ReLU skip, which is exact, is on by default"
+    )]
+    NotGated {
+        /// Of the model.
+        architecture: &'static str,
+    },
+    /// A fraction of neurons to skip by their gate that was not calibrated.
+    #[error(
+        "the fraction of neurons to skip by their gate is {value}; expected a number from 0, which skips none, to {most}"
+    )]
+    GateFraction {
+        /// The fraction.
+        value: f32,
+        /// The largest calibrated one.
+        most: f32,
+    },
+    /// Gate thresholds of a model of another shape.
+    #[error(
+        "the gate thresholds are for {} layers of {} neurons, but the model has {} layers of {}; \
+         calibrate them for this model",
+        found.0, found.1, expected.0, expected.1
+    )]
+    GateShape {
+        /// Layers and neurons of a layer that the thresholds are for.
+        found: (usize, usize),
+        /// Those of the model.
+        expected: (usize, usize),
+    },
+    /// Values of a file of gate thresholds that cannot be.
+    #[error("no usable gate thresholds: {reason}; make the file again with `shadowllm calibrate-gate`")]
+    GateFile {
+        /// What is wrong.
+        reason: String,
+    },
+    /// A statistic of gates that is not in the list.
+    #[error("unknown statistic {found:?}; expected weighted or plain")]
+    UnknownGateStatistic {
+        /// The name as given.
+        found: String,
+    },
+    /// A text that cannot be calibrated on.
+    #[error("{reason}")]
+    CalibrationText {
+        /// What does not fit, and what would.
+        reason: String,
+    },
+    /// A gate that is no number, so that nothing can be said of its size.
+    #[error(
+        "the gates of layer {layer} are not finite: the forward pass broke down; \
+         check the checkpoint for NaN, infinite or wrongly converted weights"
+    )]
+    BadGates {
+        /// The layer.
+        layer: usize,
+    },
     /// A scores or predictor file that was made for another model.
     #[error("made for the model {found}, but this model is {expected}; use a file that was made for this model")]
     OtherModel {

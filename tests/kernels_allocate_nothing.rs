@@ -44,13 +44,14 @@ fn a_warm_token_allocates_nothing() {
     let table = RopeTable::new(&Rope { theta: 10_000.0, scaling: RopeScaling::None }, head_dim);
     let (head_records, records) = (matrix(heads, 2 * head_dim * d), matrix(f, 3 * d));
     let (some_heads, neurons) = ([0, 1, 4, 7], (0..f as u32).step_by(3).collect::<Vec<_>>());
+    let thresholds = vec![0.01; f];
     let ffn = FfnGather {
         records: &records,
         bias: None,
         up_bias: None,
         out_bias: None,
         activation: Activation::Silu,
-        gate_threshold: Some(0.01),
+        gate_thresholds: Some(&thresholds),
         skip: true,
     };
     let shape = AttentionShape { heads, kv_heads, head_dim, window: None, scale: 0.125 };

@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use super::gate::GateReport;
 use crate::generate::{Session, Sparsity, Timing};
 use crate::sparsity::Kept;
 
@@ -12,6 +13,8 @@ pub(super) struct Accounting {
     policy: &'static str,
     /// Units kept / units, over all layers and decode steps; `null` if there was no step.
     kept: Option<Kept>,
+    /// `fraction`, `skipped` and `lossy`; `null` without gate skip.
+    gate_skip: Option<GateReport>,
     /// Bytes that the decisions read, on average per token; part of `bytes_per_token`.
     predictor_bytes_per_token: Option<f64>,
     /// Milliseconds that the decisions took, on average per token; part of the time of a decode step.
@@ -31,6 +34,7 @@ impl Accounting {
         Accounting {
             policy: session.sparsity().map_or("dense", Sparsity::policy),
             kept: timing.kept(session.engine().config()),
+            gate_skip: gate_skip(session, timing),
             predictor_bytes_per_token: timing.per_step(timing.decision_bytes),
             predictor_ms_per_token: timing.decision_ms_per_token(),
             dense_bytes_per_token: timing.per_step(timing.dense_bytes),
@@ -40,12 +44,13 @@ impl Accounting {
         }
     }
 
-    /// One line; nothing if every token was dense or there was none.
+    /// One line, and one for gate skip; nothing if every token was dense or there was none.
     pub(super) fn note(session: &Session, timing: &Timing) -> Option<String> {
         let (sparsity, kept) = (session.sparsity()?, timing.kept(session.engine().config())?);
+        let gate = gate_skip(session, timing).map_or_else(String::new, |gate| format!("\n{}", gate.note()));
         Some(format!(
             "policy {}: {:.1} % of the heads and {:.1} % of the neurons kept, ideally {:.2} times as fast as dense; decisions \
-             take {:.3} ms per token, {:.1} % of its time; {:.1} MB held for missing keys and values",
+             take {:.3} ms per token, {:.1} % of its time; {:.1} MB held for missing keys and values{gate}",
             sparsity.policy(),
             100.0 * kept.heads,
             100.0 * kept.neurons,
@@ -55,4 +60,9 @@ impl Accounting {
             timing.pending_bytes as f64 / 1e6,
         ))
     }
+}
+
+fn gate_skip(session: &Session, timing: &Timing) -> Option<GateReport> {
+    let skip = session.sparsity()?.gate_skip()?;
+    Some(GateReport::new(skip, timing.skipped()))
 }

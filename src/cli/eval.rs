@@ -7,9 +7,11 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 
 use super::console::{Console, read_text};
+use super::gate::{GateArgs, GateReport};
 use super::options::{ModelArgs, token_id};
 use crate::Result;
-use crate::eval::{Perplexity, Windows, perplexity};
+use crate::eval::{Perplexity, Windows, perplexity, perplexity_with};
+use crate::sparsity::GateMask;
 
 /// Measure a model's quality.
 #[derive(Debug, Subcommand)]
@@ -51,6 +53,9 @@ pub(super) struct PerplexityCommand {
     #[arg(long, value_name = "K")]
     windows: Option<usize>,
 
+    #[command(flatten)]
+    gate: GateArgs,
+
     /// Print one JSON document.
     #[arg(long)]
     json: bool,
@@ -68,6 +73,8 @@ struct Report<'a> {
     result: &'a Perplexity,
     /// Tokens scored per second.
     tokens_per_second: f64,
+    /// `fraction`, `skipped` and `lossy`; `null` without gate skip.
+    gate_skip: Option<GateReport>,
 }
 
 const BAR: &str = "windows [{bar:30}] {pos}/{len}, {eta} left, perplexity {msg}";
@@ -82,13 +89,24 @@ impl PerplexityCommand {
         };
         let size = self.window.unwrap_or_else(|| engine.config().max_positions.min(1024));
         let windows = Windows { size, count: self.windows };
+        let skip = self.gate.load(&engine)?;
         let bar = console.bar(windows.cut(&tokens, engine.config().max_positions)?.len() as u64, BAR);
         let start = std::time::Instant::now();
-        let result = perplexity(&engine, &tokens, windows, &mut |so_far| {
+        let progress = &mut |so_far: &Perplexity| {
             bar.set_message(format!("{:.3}", so_far.perplexity));
             bar.inc(1);
             ControlFlow::Continue(())
-        })?;
+        };
+        let (result, gate_skip) = match skip {
+            None => (perplexity(&engine, &tokens, windows, progress)?, None),
+            Some(skip) => {
+                // The first token of a sequence is always part of a prompt, and prompts are dense.
+                let mask = GateMask::new(engine.cpu(), engine.config(), skip.clone())?;
+                let mut mask = mask.dense_prefix(1, size);
+                let result = perplexity_with(&engine, &tokens, windows, &mut mask, progress)?;
+                (result, Some(GateReport::new(&skip, Some(mask.skipped()))))
+            }
+        };
         bar.finish_and_clear();
         let tokens_per_second = result.tokens as f64 / start.elapsed().as_secs_f64();
         if self.json {
@@ -97,7 +115,11 @@ impl PerplexityCommand {
                 window: size,
                 result: &result,
                 tokens_per_second,
+                gate_skip,
             });
+        }
+        if let Some(gate) = gate_skip {
+            console.note(&gate.note());
         }
         console.line(&format!(
             "perplexity {:.4} over {} tokens in {} windows of {size} ({tokens_per_second:.0} tokens/s)",

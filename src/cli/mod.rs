@@ -5,10 +5,12 @@
 //! command's file.
 
 mod accounting;
+mod calibrate_gate;
 mod chat;
 mod console;
 mod demo;
 mod eval;
+mod gate;
 mod generate;
 mod import;
 mod inspect;
@@ -42,11 +44,12 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    Generate(generate::Generate),
+    Generate(Box<generate::Generate>),
     Chat(chat::Chat),
     Inspect(inspect::Inspect),
     Import(import::Import),
     Pack(pack::Pack),
+    CalibrateGate(calibrate_gate::CalibrateGate),
     #[command(subcommand)]
     Eval(eval::Eval),
     Logits(logits::Logits),
@@ -86,6 +89,7 @@ fn dispatch(cli: Cli, console: &mut Console) -> Result<()> {
         Some(Command::Inspect(command)) => command.run(console),
         Some(Command::Import(command)) => command.run(console),
         Some(Command::Pack(command)) => command.run(console),
+        Some(Command::CalibrateGate(command)) => command.run(console),
         Some(Command::Eval(command)) => command.run(console),
         Some(Command::Logits(command)) => command.run(console),
         Some(Command::RandomModel(command)) => command.run(console),

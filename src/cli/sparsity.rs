@@ -7,6 +7,7 @@ use clap::{Args, ValueEnum};
 use shadowllm_weights::{Checkpoint, PackedCheckpoint};
 
 use super::console::Console;
+use super::gate::GateArgs;
 use crate::generate::{Engine, Prompts, Sparsity};
 use crate::model::{PackedModel, SparseOptions};
 use crate::sparsity::{
@@ -63,6 +64,9 @@ pub(super) struct SparsityArgs {
     /// Read the second half of every kept neuron, also where ReLU makes it count for nothing.
     #[arg(long, requires = "policy")]
     no_relu_skip: bool,
+
+    #[command(flatten)]
+    gate: GateArgs,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -90,12 +94,13 @@ const DEFAULT_KEEP: f32 = 0.5;
 impl SparsityArgs {
     /// Whether anything is to be kept from being read.
     pub(super) fn is_given(&self) -> bool {
-        self.policy.is_some()
+        self.policy.is_some() || self.gate.is_given()
     }
 
-    /// What a session is to do, packing the weights if need be; `None` without a policy.
+    /// What a session is to do, packing the weights if need be; `None` without a policy. Gate skip alone is over the dense plan.
     pub(super) fn load(&self, console: &Console, checkpoint: &Checkpoint, engine: &Engine) -> Result<Option<Sparsity>> {
-        let Some(name) = self.policy else { return Ok(None) };
+        let gate = self.gate.load(engine)?;
+        let Some(name) = self.policy.or(gate.as_ref().map(|_| PolicyName::Dense)) else { return Ok(None) };
         let policy = self.policy(name, engine)?;
         let packed = PackedCheckpoint::open_or_pack(checkpoint, &console.bytes_progress())?;
         let packed = Arc::new(PackedModel::load(&packed)?);
@@ -104,7 +109,11 @@ impl SparsityArgs {
             Prefill::Dense => Prompts::Dense,
             Prefill::Sparse => Prompts::Sparse,
         };
-        Ok(Some(Sparsity::new(packed, policy, self.refresh, engine.config(), options).prompts(prompts)?))
+        let sparsity = Sparsity::new(packed, policy, self.refresh, engine.config(), options).prompts(prompts)?;
+        Ok(Some(match gate {
+            Some(gate) => sparsity.with_gate_skip(gate),
+            None => sparsity,
+        }))
     }
 
     fn policy(&self, name: PolicyName, engine: &Engine) -> Result<Box<dyn Policy>> {

@@ -5,5 +5,5 @@ mod perplexity;
 mod plan_picture;
 
 pub use likelihood::{Likelihood, log_likelihood};
-pub use perplexity::{Perplexity, WindowNll, Windows, perplexity};
+pub use perplexity::{Perplexity, WindowNll, Windows, perplexity, perplexity_with};
 pub use plan_picture::plan_picture;

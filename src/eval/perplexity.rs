@@ -8,6 +8,7 @@ use std::ops::ControlFlow;
 
 use crate::generate::{Engine, SessionOptions};
 use crate::kernels::log_sum_exp;
+use crate::model::{NoProbe, Probe};
 use crate::{Error, Result};
 
 /// How the token sequence is cut.
@@ -88,13 +89,27 @@ pub fn perplexity(
     windows: Windows,
     progress: &mut dyn FnMut(&Perplexity) -> ControlFlow<()>,
 ) -> Result<Perplexity> {
+    perplexity_with(engine, tokens, windows, &mut NoProbe, progress)
+}
+
+/// [`perplexity`] with a probe on the forward pass, which sees the rows of one window after the other.
+///
+/// # Errors
+/// As [`perplexity`].
+pub fn perplexity_with(
+    engine: &Engine,
+    tokens: &[u32],
+    windows: Windows,
+    probe: &mut (dyn Probe + Send),
+    progress: &mut dyn FnMut(&Perplexity) -> ControlFlow<()>,
+) -> Result<Perplexity> {
     let cut = windows.cut(tokens, engine.config().max_positions)?;
     let mut session = engine.session(SessionOptions { context: Some(windows.size) })?;
     let mut done = Vec::with_capacity(cut.len());
     for (index, window) in cut.into_iter().enumerate() {
         session.truncate(0);
         let mut nll = 0.0;
-        session.score(window, 0, &mut |index, logits| {
+        session.score_with(window, 0, probe, &mut |index, logits| {
             if let Some(&next) = window.get(index + 1) {
                 nll += log_sum_exp(engine.cpu(), logits) - f64::from(logits[next as usize]);
             }

@@ -78,6 +78,8 @@ pub struct Timing {
     /// Memory beside it of the attention inputs that missing keys and values are made from, in bytes. A session keeps it
     /// for its next tokens, so this is the most that was needed so far.
     pub pending_bytes: u64,
+    /// Neurons of these whose record was read to the end.
+    pub active_neurons: u64,
 }
 
 impl Timing {
@@ -112,6 +114,11 @@ impl Timing {
             heads: self.per_step(self.kept_heads)? / (config.layers * config.heads) as f64,
             neurons: self.per_step(self.kept_neurons)? / (config.layers * config.ffn) as f64,
         })
+    }
+
+    /// Kept neurons whose record was not read to the end / kept neurons; `None` if there was no step.
+    pub fn skipped(&self) -> Option<f64> {
+        (self.kept_neurons > 0).then(|| 1.0 - self.active_neurons as f64 / self.kept_neurons as f64)
     }
 
     /// How much faster decoding would be than dense if time were bytes; `None` if there was no step.
@@ -268,16 +275,21 @@ impl<'s> Completion<'s> {
         timing.decode_bytes += session.step_bytes();
         timing.dense_bytes += session.engine().model().active_bytes(position).total();
         let config = session.engine().config();
-        let (heads, neurons) = match session.sparsity() {
+        let (heads, neurons, active) = match session.sparsity() {
             Some(sparsity) => {
                 timing.decision_bytes += sparsity.decision_bytes();
                 timing.decision_seconds += sparsity.decision_time().as_secs_f64();
-                (sparsity.count().heads, sparsity.count().neurons)
+                let count = sparsity.count();
+                (count.heads, count.neurons, count.neurons_active)
             }
-            None => ((config.layers * config.heads) as u64, (config.layers * config.ffn) as u64),
+            None => {
+                let neurons = (config.layers * config.ffn) as u64;
+                ((config.layers * config.heads) as u64, neurons, neurons)
+            }
         };
         timing.kept_heads += heads;
         timing.kept_neurons += neurons;
+        timing.active_neurons += active;
         timing.cache_bytes = session.cache_bytes();
         timing.pending_bytes = session.pending_bytes();
     }

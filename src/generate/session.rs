@@ -96,10 +96,14 @@ impl Session {
     /// unless [`Sparsity::prompts`] says otherwise, and scored texts always are.
     ///
     /// # Errors
-    /// [`Error::PackedShape`] if the packed weights are of another model; the session is unchanged then.
+    /// [`Error::PackedShape`] if the packed weights are of another model, [`Error::NotGated`] or [`Error::GateShape`] if the gate
+    /// thresholds are; the session is unchanged then.
     pub fn set_sparsity(&mut self, sparsity: Option<Sparsity>) -> Result<()> {
         if let Some(sparsity) = &sparsity {
             sparsity.packed.check(self.engine.config())?;
+            if let Some(gate) = sparsity.gate_skip() {
+                gate.check(self.engine.config())?;
+            }
         }
         self.fill_cache();
         self.sparsity = sparsity;
@@ -286,13 +290,27 @@ impl Session {
         from: usize,
         each: &mut (dyn FnMut(usize, &[f32]) -> ControlFlow<()> + Send),
     ) -> Result<()> {
+        self.score_with(tokens, from, &mut NoProbe, each)
+    }
+
+    /// [`Session::score`] with a probe on the forward pass.
+    ///
+    /// # Errors
+    /// As [`Session::score`].
+    pub fn score_with(
+        &mut self,
+        tokens: &[u32],
+        from: usize,
+        probe: &mut (dyn Probe + Send),
+        each: &mut (dyn FnMut(usize, &[f32]) -> ControlFlow<()> + Send),
+    ) -> Result<()> {
         self.check(tokens)?;
         let before = self.tokens.len();
         self.cache.reserve(self.cache.len() + tokens.len());
         let vocab = self.engine.config().vocab;
         let mut rows = Vec::new();
         for (first, chunk) in (0..).step_by(PREFILL_CHUNK).zip(tokens.chunks(PREFILL_CHUNK)) {
-            self.run(chunk, false, &mut NoProbe)?;
+            self.run(chunk, false, probe)?;
             for start in (from.saturating_sub(first)..chunk.len()).step_by(LOGIT_ROWS) {
                 let here = start..chunk.len().min(start + LOGIT_ROWS);
                 rows.resize(here.len() * vocab, 0.0);

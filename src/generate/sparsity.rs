@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::kernels::Cpu;
 use crate::model::{Director, KeptUnits, PackedModel, Probe, Rows, SparseCount, SparseOptions};
-use crate::sparsity::{Plan, Policy, PolicyInput, Refresh, Station, Units};
+use crate::sparsity::{GateSkip, Plan, Policy, PolicyInput, Refresh, Station, Units};
 use crate::{Error, Result};
 
 /// Makes the decode steps of a session sparse: `Session::set_sparsity`.
@@ -38,8 +38,17 @@ impl Sparsity {
     ) -> Self {
         let units = units.into();
         let plan = Plan::dense(units);
-        let course =
-            Course { policy, refresh, plan, units, since: 0, position: 0, due: false, deciding: Duration::ZERO };
+        let course = Course {
+            policy,
+            refresh,
+            plan,
+            gate: None,
+            units,
+            since: 0,
+            position: 0,
+            due: false,
+            deciding: Duration::ZERO,
+        };
         Sparsity { packed, options, prompts: Prompts::Dense, course, count: SparseCount::default() }
     }
 
@@ -76,6 +85,18 @@ impl Sparsity {
         let course = &mut self.course;
         course.start(cpu, position, course.since == 0, true)?;
         Ok(PromptWatch { cpu, probe, course, contexts: Vec::new(), result: Ok(()) })
+    }
+
+    /// Also skips, of the neurons that the policy keeps, those whose gate is under its threshold. Changes results.
+    #[must_use]
+    pub fn with_gate_skip(mut self, skip: Arc<GateSkip>) -> Self {
+        self.course.gate = Some(skip);
+        self
+    }
+
+    /// The gate skip in force.
+    pub fn gate_skip(&self) -> Option<&GateSkip> {
+        self.course.gate.as_deref()
     }
 
     /// The policy's name.
@@ -137,6 +158,7 @@ pub(super) struct Course {
     policy: Box<dyn Policy>,
     refresh: Refresh,
     plan: Plan,
+    gate: Option<Arc<GateSkip>>,
     units: Units,
     /// Tokens since the last decision; 0 before the first.
     since: usize,
@@ -189,6 +211,10 @@ impl Director for Course {
         let plan = &self.plan.layers[layer];
         KeptUnits { heads: &plan.heads, neurons: &plan.neurons }
     }
+
+    fn gate_thresholds(&self, layer: usize) -> Option<&[f32]> {
+        self.gate.as_ref().map(|gate| gate.layer(layer))
+    }
 }
 
 /// Lets a policy decide from the last row of a dense pass.
@@ -228,6 +254,10 @@ impl Probe for PromptWatch<'_> {
         self.probe.contexts(rows, values);
         self.contexts.clear();
         self.contexts.extend_from_slice(&values[values.len() - values.len() / rows.count..]);
+    }
+
+    fn gates(&mut self, rows: Rows, gates: &mut [f32], ups: &mut [f32]) {
+        self.probe.gates(rows, gates, ups);
     }
 
     fn inners(&mut self, rows: Rows, values: &mut [f32]) {

@@ -234,6 +234,7 @@ impl Model {
             Ffn::Gated { gate, up, down } => {
                 let ups = sized(&mut ws.up, rows.count * f);
                 together(cpu, rows, || gate.apply(cpu, input, inners), || up.apply(cpu, input, ups));
+                probe.gates(rows, inners, ups);
                 gated(cpu, self.config.activation, inners, ups);
                 probe.inners(rows, inners);
                 down.apply(cpu, inners, block);

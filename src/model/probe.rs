@@ -24,6 +24,11 @@ pub trait Probe {
         let _ = (rows, values);
     }
 
+    /// Products of a gated FFN, `gate x` (before its activation) and `up x`, each `[rows, F]`. Not called for a plain one.
+    fn gates(&mut self, rows: Rows, gates: &mut [f32], ups: &mut [f32]) {
+        let _ = (rows, gates, ups);
+    }
+
     /// Inners `Z`: input of the second FFN matrix, `[rows, F]`.
     fn inners(&mut self, rows: Rows, values: &mut [f32]) {
         let _ = (rows, values);

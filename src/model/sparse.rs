@@ -35,6 +35,13 @@ pub trait Director: Send {
 
     /// The units of a layer.
     fn kept(&self, layer: usize) -> KeptUnits<'_>;
+
+    /// Of a layer with a gated FFN: for each of the `F` neurons the size under which its activated gate counts as 0, so that
+    /// the rest of its record is not read. `None`: all kept neurons are read whole. Changes results.
+    fn gate_thresholds(&self, layer: usize) -> Option<&[f32]> {
+        let _ = layer;
+        None
+    }
 }
 
 /// How sparse tokens run.
@@ -59,7 +66,7 @@ pub struct SparseCount {
     pub heads: u64,
     /// Neurons kept, over all layers.
     pub neurons: u64,
-    /// Neurons of these whose second half was read.
+    /// Neurons of these whose record was read to the end: neither ReLU nor a gate threshold made the rest of no use.
     pub neurons_active: u64,
     /// Bytes of layer weights read.
     pub blocks: u64,
@@ -94,7 +101,8 @@ impl Model {
             count.heads += kept.heads.len() as u64;
             count.neurons += kept.neurons.len() as u64;
             self.sparse_attention(cpu, packed, options, index, kept.heads, cache, workspace, &mut count);
-            self.sparse_ffn(cpu, packed, options, index, kept.neurons, workspace, &mut count);
+            let thresholds = director.gate_thresholds(index);
+            self.sparse_ffn(cpu, packed, options, index, kept.neurons, thresholds, workspace, &mut count);
             let (d, width) = (self.config.hidden, self.config.heads * self.config.head_dim);
             let left = director.left_layer(cpu, index, &workspace.contexts[..width], &workspace.residual[..d]);
             if let Err(error) = left {
@@ -223,6 +231,7 @@ impl Model {
         options: SparseOptions,
         index: usize,
         list: &[u32],
+        gate_thresholds: Option<&[f32]>,
         ws: &mut Workspace,
         count: &mut SparseCount,
     ) {
@@ -240,7 +249,7 @@ impl Model {
             up_bias: up.as_deref(),
             out_bias: out.as_deref(),
             activation: self.config.activation,
-            gate_threshold: None,
+            gate_thresholds,
             skip: options.relu_skip,
         };
         let block = sized(&mut ws.block, d);

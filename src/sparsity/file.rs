@@ -1,4 +1,4 @@
-//! Reading the safetensors files of this module: scores and predictors.
+//! Reading the safetensors files of this module: scores, predictors, gate thresholds.
 //!
 //! They come from training runs and from other people's scripts, so everything is checked here before anything is used, and
 //! what is wrong is said by name. They are small beside a model and are read whole: a file that is replaced while the program
@@ -36,6 +36,11 @@ impl File {
     pub(super) fn read(path: &Path) -> Result<File> {
         let storage = read(path).map_err(|source| Error::Io { action: "read", path: path.to_owned(), source })?;
         File::new(storage).map_err(|e| e.in_file(path))
+    }
+
+    /// As [`File::read`], for the content of a file.
+    pub(super) fn from_bytes(bytes: &[u8]) -> Result<File> {
+        File::new(Storage::owned(bytes))
     }
 
     fn new(storage: Storage) -> Result<File> {

@@ -15,10 +15,13 @@
 //! contexts of dropped heads and the inners of dropped neurons set to zero, so a bad plan costs quality, never correctness.
 //! Layer 0 is never pruned: its output is what the first predictor looks at.
 //!
+//! In gated FFNs [`GateSkip`] goes further: what a plan has kept is left half read where the gate says that it does not count.
+//!
 //! A new policy is one file in `policies/` that implements [`Policy`].
 
 mod budget;
 mod file;
+mod gate;
 mod identity;
 mod plan;
 mod policies;
@@ -33,6 +36,7 @@ mod tally;
 mod testing;
 
 pub use budget::{Budget, Scope, Units};
+pub use gate::{GateCalibration, GateMask, GateSkip, GateStatistic, GateThresholds, calibrate_gate};
 pub use identity::ModelIdentity;
 pub use plan::{Kept, LayerPlan, Plan};
 pub use policies::{DejaVu, Dense, Fixed, Oracle, Random, ScoreSource, Shadow};

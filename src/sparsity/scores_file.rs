@@ -41,6 +41,14 @@ impl ScoresFile {
         Self::of(&file, units.into(), model).map_err(|e| e.in_file(path))
     }
 
+    /// As [`ScoresFile::read`], for the content of a file.
+    ///
+    /// # Errors
+    /// As there, but for those of reading.
+    pub fn from_bytes(bytes: &[u8], units: impl Into<Units>, model: &ModelIdentity) -> Result<Self> {
+        Self::of(&File::from_bytes(bytes)?, units.into(), model)
+    }
+
     fn of(file: &File, units: Units, model: &ModelIdentity) -> Result<Self> {
         let criterion = file.expect_metadata("criterion")?.to_owned();
         let found = file.metadata("model").map(|text| ModelIdentity::from(text.to_owned()));

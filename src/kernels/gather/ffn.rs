@@ -30,8 +30,9 @@ pub struct FfnGather<'a> {
     pub out_bias: Option<&'a [f32]>,
     /// Of fc1, or of the gate.
     pub activation: Activation,
-    /// With R = 3: a neuron whose activated gate is smaller in size than this counts as 0. Changes results.
-    pub gate_threshold: Option<f32>,
+    /// `[F]`, with R = 3: a neuron whose activated gate is smaller in size than its threshold counts as 0, and the rest of its
+    /// record is not read. Changes results.
+    pub gate_thresholds: Option<&'a [f32]>,
     /// With ReLU: where the first product is not positive the rest of the record is not read. Results stay the same.
     pub skip: bool,
 }
@@ -46,11 +47,12 @@ pub struct GatherCount {
 }
 
 impl FfnGather<'_> {
-    /// Bytes of weights that a call with this result read.
+    /// Bytes of weights and thresholds that a call with this result read.
     pub fn bytes(&self, d: usize, count: GatherCount) -> u64 {
         let row = d * self.records.dtype().size();
         let rows = self.records.cols().checked_div(d).unwrap_or(0);
-        (row * (count.first + rows.saturating_sub(1) * count.second)) as u64
+        let thresholds = self.gate_thresholds.map_or(0, |_| size_of::<f32>() * count.first);
+        (row * (count.first + rows.saturating_sub(1) * count.second) + thresholds) as u64
     }
 }
 
@@ -78,6 +80,9 @@ pub fn ffn_gather(cpu: &Cpu, spec: &FfnGather<'_>, list: &[u32], x: &[f32], out:
     );
     for bias in [spec.bias, spec.up_bias].into_iter().flatten() {
         assert_eq!(bias.len(), f, "one bias for each of {f} neurons expected");
+    }
+    if let Some(thresholds) = spec.gate_thresholds {
+        assert_eq!(thresholds.len(), f, "one threshold for each of {f} neurons expected");
     }
     if let Some(bias) = spec.out_bias {
         assert_eq!(bias.len(), d, "one bias for each of {d} outputs expected");
@@ -122,18 +127,19 @@ impl<'a, W: Element> Records<'a, W> {
         &self.w[(neuron as usize * self.rows + row) * d..][..d]
     }
 
-    /// Whether the rest of a record with this activated first product is of no use.
+    /// Whether the rest of the record of `neuron`, of this activated first product, is of no use. Never so for NaN.
     #[inline(always)]
-    fn is_idle(&self, activated: f32) -> bool {
+    fn is_idle(&self, neuron: u32, activated: f32) -> bool {
         (self.spec.skip && self.spec.activation == Activation::Relu && activated == 0.0)
-            || (self.rows == 3 && self.spec.gate_threshold.is_some_and(|t| activated.abs() < t))
+            || (self.rows == 3
+                && self.spec.gate_thresholds.is_some_and(|thresholds| activated.abs() < thresholds[neuron as usize]))
     }
 
     /// Whether any record's rest might not be read, so that it cannot be asked for before the first product is known.
     #[inline(always)]
     fn may_skip(&self) -> bool {
         (self.spec.skip && self.spec.activation == Activation::Relu)
-            || (self.rows == 3 && self.spec.gate_threshold.is_some())
+            || (self.rows == 3 && self.spec.gate_thresholds.is_some())
     }
 }
 
@@ -185,7 +191,7 @@ impl<W: Element> Records<'_, W> {
         let mut kept = [0; BLOCK];
         let mut count = 0;
         for i in 0..n {
-            if !self.is_idle(inner[i]) {
+            if !self.is_idle(list[i], inner[i]) {
                 kept[count] = list[i];
                 inner[count] = inner[i];
                 count += 1;

@@ -66,7 +66,8 @@ struct Ffn {
     records: Matrix,
     biases: Option<[Vec<f32>; 3]>,
     activation: Activation,
-    gate_threshold: Option<f32>,
+    /// `[F]`
+    gate_thresholds: Option<Vec<f32>>,
     skip: bool,
     x: Vec<f32>,
 }
@@ -75,7 +76,7 @@ impl Ffn {
     fn new(seed: u64, [f, d, rows]: [usize; 3], dtype: DType, activation: Activation) -> Self {
         let biases = Some([values(seed ^ 1, f), values(seed ^ 2, f), values(seed ^ 3, d)]);
         let records = matrix(seed, f, rows * d, dtype);
-        Ffn { records, biases, activation, gate_threshold: None, skip: false, x: values(seed ^ 4, d) }
+        Ffn { records, biases, activation, gate_thresholds: None, skip: false, x: values(seed ^ 4, d) }
     }
 
     fn rows(&self) -> usize {
@@ -88,8 +89,9 @@ impl Ffn {
             Some(biases) => biases.each_ref().map(|bias| Some(bias.as_slice())),
             None => [None; 3],
         };
-        let Ffn { ref records, activation, gate_threshold, skip, .. } = *self;
-        let spec = FfnGather { records, bias, up_bias, out_bias, activation, gate_threshold, skip };
+        let Ffn { ref records, ref gate_thresholds, activation, skip, .. } = *self;
+        let gate_thresholds = gate_thresholds.as_deref();
+        let spec = FfnGather { records, bias, up_bias, out_bias, activation, gate_thresholds, skip };
         let count = ffn_gather(cpu, &spec, list, &self.x, &mut out);
         (out, count)
     }
@@ -113,7 +115,7 @@ impl Ffn {
         let mut counted = 0;
         for i in 0..f {
             let listed = list.contains(&(i as u32));
-            let below = rows == 3 && self.gate_threshold.is_some_and(|t| first[i].abs() < t);
+            let below = rows == 3 && self.gate_thresholds.as_ref().is_some_and(|t| first[i].abs() < t[i]);
             let idle = self.skip && self.activation == Activation::Relu && first[i] == 0.0;
             if !listed || below {
                 inner[i] = 0.0;
@@ -136,13 +138,14 @@ fn ffn() -> impl Strategy<Value = (Ffn, Vec<u32>)> {
     let activation =
         prop::sample::select(vec![Activation::Relu, Activation::Gelu, Activation::GeluTanh, Activation::Silu]);
     let shape = (1usize..300, 1usize..90, 2usize..4);
-    let how = (prop::option::of(0f32..0.8), any::<bool>(), any::<bool>());
+    let how = (prop::option::of(0f32..1.2), any::<bool>(), any::<bool>());
     let kept = prop_oneof![Just(0f32), Just(1f32), 0f32..1.0];
     (shape, prop::sample::select(DType::ALL.to_vec()), activation, how, kept, any::<u64>()).prop_map(
-        |((f, d, rows), dtype, activation, (gate_threshold, skip, biased), kept, seed)| {
+        |((f, d, rows), dtype, activation, (largest, skip, biased), kept, seed)| {
             let mut ffn = Ffn::new(seed, [f, d, rows], dtype, activation);
             ffn.biases = ffn.biases.filter(|_| biased);
-            (ffn.gate_threshold, ffn.skip) = (gate_threshold, skip);
+            ffn.skip = skip;
+            ffn.gate_thresholds = largest.map(|t| values(seed ^ 6, f).iter().map(|v| t * v.abs()).collect());
             (ffn, random_list(seed ^ 5, f, kept))
         },
     )
@@ -172,7 +175,7 @@ fn long_lists_agree(isa: IsaName) {
 fn skipping_idle_neurons_changes_nothing(isa: IsaName) {
     let Some(cpu) = cpu(isa, 2, Compute::F32) else { return };
     proptest!(ProptestConfig::with_cases(100), |((mut ffn, list) in ffn())| {
-        (ffn.activation, ffn.gate_threshold, ffn.skip) = (Activation::Relu, None, false);
+        (ffn.activation, ffn.gate_thresholds, ffn.skip) = (Activation::Relu, None, false);
         let (all, count) = ffn.run(&cpu, &list);
         prop_assert_eq!(count.second, list.len());
         ffn.skip = true;
@@ -190,6 +193,7 @@ fn nothing_else_is_read(isa: IsaName) {
             let (f, d) = (200, 70);
             let mut ffn = Ffn::new(11, [f, d, rows], dtype, Activation::Relu);
             ffn.skip = true;
+            ffn.gate_thresholds = (rows == 3).then(|| values(13, f));
             let list = random_list(12, f, 0.5);
             let expected = bits(&ffn.run(&cpu, &list).0);
             let (inner, counted) = ffn.masked(&cpu, &list);
@@ -261,7 +265,7 @@ fn broken_values_stay_visible(isa: IsaName) {
     for rows in [2, 3] {
         for activation in [Activation::Relu, Activation::Silu] {
             let mut ffn = Ffn::new(23, [100, 50, rows], DType::BF16, activation);
-            (ffn.skip, ffn.gate_threshold) = (true, Some(0.1));
+            (ffn.skip, ffn.gate_thresholds) = (true, Some(vec![0.1; 100]));
             ffn.x[49] = f32::NAN;
             let (out, count) = ffn.run(&cpu, &[3, 70]);
             assert!(out.iter().all(|v| v.is_nan()) && count.second == 2);
@@ -409,13 +413,15 @@ fn bytes_count_what_was_read() {
             up_bias: None,
             out_bias: None,
             activation: ffn.activation,
-            gate_threshold: None,
+            gate_thresholds: ffn.gate_thresholds.as_deref(),
             skip: true,
         };
         spec.bytes(8, count)
     };
     assert_eq!(bytes(&ffn(2)), (7 + 3) * 8 * 2);
     assert_eq!(bytes(&ffn(3)), (7 + 2 * 3) * 8 * 2);
+    let gated = Ffn { gate_thresholds: Some(vec![0.5; 9]), ..ffn(3) };
+    assert_eq!(bytes(&gated), (7 + 2 * 3) * 8 * 2 + 7 * 4);
     let heads = matrix(1, 5, 2 * 4 * 8, DType::F32);
     assert_eq!((heads_bytes(&heads, 3), kv_project_bytes(&heads)), (3 * 4 * 8 * 4, 2 * 4 * 8 * 4));
     let shape = AttentionShape { heads: 6, kv_heads: 3, head_dim: 8, window: None, scale: 1.0 };

@@ -27,6 +27,14 @@ impl Predictor {
         Self::of(&file, config, model).map_err(|e| e.in_file(path))
     }
 
+    /// As [`Predictor::open`], for the content of a file.
+    ///
+    /// # Errors
+    /// As there, but for those of reading.
+    pub fn from_bytes(bytes: &[u8], config: &ModelConfig, model: &ModelIdentity) -> Result<Self> {
+        Self::of(&File::from_bytes(bytes)?, config, model)
+    }
+
     fn of(file: &File, config: &ModelConfig, model: &ModelIdentity) -> Result<Self> {
         let info = PredictorInfo::from_json(file.expect_metadata(KEY)?)?;
         if info.model != *model {
