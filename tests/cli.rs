@@ -2,63 +2,15 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "support/program.rs"]
+mod program;
+
 use std::io::{Read, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
+use program::{ROOT, command, copy, fixture, json, run, run_with_input};
 use serde_json::Value;
-
-const ROOT: &str = env!("CARGO_MANIFEST_DIR");
-
-struct Run {
-    code: Option<i32>,
-    out: String,
-    err: String,
-}
-
-fn command(args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_shadowllm"));
-    // Nothing here may look into this machine's caches or reach for the network.
-    command.args(args).env("HF_HUB_OFFLINE", "1").env("HF_HOME", "no-such-cache").current_dir(ROOT);
-    command.env("SHADOWLLM_CACHE", concat!(env!("CARGO_TARGET_TMPDIR"), "/packed"));
-    command
-}
-
-fn run(args: &[&str]) -> Run {
-    run_with_input(args, "")
-}
-
-fn run_with_input(args: &[&str], input: &str) -> Run {
-    let mut child = command(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
-    let output = child.wait_with_output().unwrap();
-    Run {
-        code: output.status.code(),
-        out: String::from_utf8(output.stdout).unwrap(),
-        err: String::from_utf8(output.stderr).unwrap(),
-    }
-}
-
-fn json(args: &[&str]) -> Value {
-    let run = run(args);
-    assert_eq!(run.code, Some(0), "{}", run.err);
-    serde_json::from_str(&run.out).unwrap()
-}
-
-fn fixture(name: &str) -> String {
-    format!("{ROOT}/tests/fixtures/parity/{name}")
-}
-
-/// A copy of a fixture that a test may damage.
-fn copy(name: &str, into: &Path) -> PathBuf {
-    let to = into.join(name);
-    std::fs::create_dir(&to).unwrap();
-    for entry in std::fs::read_dir(fixture(name)).unwrap() {
-        let entry = entry.unwrap();
-        std::fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
-    }
-    to
-}
 
 #[test]
 fn without_arguments_it_shows_the_main_job() {
@@ -78,6 +30,7 @@ fn help_of_every_command() {
         &["inspect", "--help"],
         &["import", "--help"],
         &["pack", "--help"],
+        &["calibrate-gate", "--help"],
         &["eval", "--help"],
         &["eval", "perplexity", "--help"],
         &["logits", "--help"],

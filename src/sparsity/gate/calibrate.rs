@@ -208,3 +208,142 @@ impl Probe for GateSizes<'_> {
         }
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::sync::Arc;
+
+    use shadowllm_weights::{DType, ModelConfig};
+
+    use super::super::GateMask;
+    use super::*;
+    use crate::model::random::random_checkpoint;
+    use crate::sparsity::testing::cpu;
+
+    fn model(activation: &str) -> Model {
+        let json = format!(
+            r#"{{"model_type": "llama", "vocab_size": 61, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 3,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 6, "max_position_embeddings": 100,
+            "rms_norm_eps": 1e-5, "hidden_act": "{activation}"}}"#
+        );
+        let config = ModelConfig::from_json(json.as_bytes()).unwrap();
+        Model::load(&random_checkpoint(config, DType::F32, 5).unwrap()).unwrap()
+    }
+
+    fn text(n: u32, seed: u32) -> Vec<u32> {
+        (0..n).map(|i| (i * i + seed * i / 7) % 61).collect()
+    }
+
+    fn run(model: &Model, statistic: GateStatistic) -> GateThresholds {
+        let options = GateCalibration { statistic, window: 50, data: "numbers".to_owned() };
+        calibrate_gate(&cpu(), model, &text(1000, 1), &options, &mut |_, _| ControlFlow::Continue(())).unwrap()
+    }
+
+    /// Every gate product and `up` product but those of the first rows.
+    #[derive(Default)]
+    struct Record {
+        gates: Vec<Vec<f32>>,
+        ups: Vec<Vec<f32>>,
+    }
+
+    impl Probe for Record {
+        fn gates(&mut self, rows: Rows, gates: &mut [f32], ups: &mut [f32]) {
+            let first = gates.len() / rows.count;
+            self.gates.resize(3, Vec::new());
+            self.ups.resize(3, Vec::new());
+            self.gates[rows.layer].extend_from_slice(&gates[first..]);
+            self.ups[rows.layer].extend_from_slice(&ups[first..]);
+        }
+    }
+
+    fn record(model: &Model, probe: &mut (impl Probe + Send), windows: &[&[u32]]) {
+        let cpu = cpu();
+        let (total, done) = (usize::MAX, 0);
+        let mut reader = Reader { cpu: &cpu, model, total, done, progress: &mut |_, _| ControlFlow::Continue(()) };
+        reader.read(windows, probe).unwrap();
+    }
+
+    #[test]
+    fn limits_are_the_quantiles_of_the_statistic() {
+        let model = model("silu");
+        let tokens = text(1000, 1);
+        let windows: Vec<&[u32]> = tokens.chunks(50).collect();
+        let mut all = Record::default();
+        record(&model, &mut all, &windows);
+        let mut sampled = Record::default();
+        record(&model, &mut sampled, &windows.iter().step_by(4).copied().collect::<Vec<_>>());
+        for statistic in [GateStatistic::Weighted, GateStatistic::Plain] {
+            let thresholds = run(&model, statistic);
+            assert_eq!((thresholds.tokens, thresholds.fractions.len()), (980, 99));
+            for layer in 0..3 {
+                let Ffn::Gated { down, .. } = &model.layers[layer].ffn else { unreachable!() };
+                let scale = |i: usize| -> f64 {
+                    let ups: Vec<f64> = sampled.ups[layer].iter().skip(i).step_by(40).map(|&u| f64::from(u)).collect();
+                    let rms = (ups.iter().map(|u| u * u).sum::<f64>() / ups.len() as f64).sqrt();
+                    let crate::tensor::MatrixView::F32(w) = down.weight.view() else { unreachable!() };
+                    rms * w.iter().skip(i).step_by(40).map(|&w| f64::from(w).powi(2)).sum::<f64>().sqrt()
+                };
+                let scales: Vec<f64> = match &thresholds.scales {
+                    None => vec![1.0; 40],
+                    Some(found) => (0..40)
+                        .map(scale)
+                        .enumerate()
+                        .inspect(|&(i, s)| assert!((f64::from(found[layer * 40 + i]) / s - 1.0).abs() < 1e-5))
+                        .map(|(_, s)| s)
+                        .collect(),
+                };
+                let sizes = all.gates[layer].iter().enumerate();
+                let silu = |g: f32| f64::from(g) / (1.0 + (-f64::from(g)).exp());
+                let mut sizes: Vec<f64> = sizes.map(|(at, &g)| silu(g).abs() * scales[at % 40]).collect();
+                sizes.sort_by(f64::total_cmp);
+                for (percent, limit) in (1..100).zip(&thresholds.limits[layer * 99..]) {
+                    let exact = sizes[percent * sizes.len() / 100];
+                    // A bin is a thirty-second of an octave; few tokens make lumps, between which a bin says nothing.
+                    let off = f64::from(*limit) / exact - 1.0;
+                    assert!(off.abs() < 1.0 / 31.0, "{statistic}, layer {layer}, {percent} %: {limit}, not {exact}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_mask_skips_what_was_asked_for() {
+        let model = model("silu");
+        let (tokens, cpu) = (text(1000, 1), cpu());
+        let windows: Vec<&[u32]> = tokens.chunks(50).collect();
+        for statistic in [GateStatistic::Weighted, GateStatistic::Plain] {
+            for fraction in [0.0, 0.3, 0.555] {
+                let skip = Arc::new(run(&model, statistic).at(fraction, &model.config).unwrap());
+                let mask = GateMask::new(&cpu, &model.config, skip).unwrap();
+                let mut mask = mask.dense_prefix(1, 50);
+                record(&model, &mut mask, &windows);
+                // Layer 0 is exact. What layer 1 skips changes the gates of layer 2 a little.
+                let expected = f64::from(fraction) * 2.0 / 3.0;
+                assert!((mask.skipped() - expected).abs() < 0.01, "{} instead of {expected}", mask.skipped());
+            }
+        }
+    }
+
+    #[test]
+    fn zeros_of_relu_need_no_limit() {
+        let thresholds = run(&model("relu"), GateStatistic::Plain);
+        // About half of the gates are 0: the limit of any smaller fraction is 0, and nothing is under it.
+        assert_eq!(thresholds.limits[99 + 29], 0.0);
+        assert!(thresholds.limits[99 + 79] > 0.0);
+    }
+
+    #[test]
+    fn it_can_be_interrupted_and_says_how_far_it_is() {
+        let model = model("silu");
+        let mut seen = Vec::new();
+        let options = GateCalibration { window: 100, ..GateCalibration::default() };
+        let interrupted = calibrate_gate(&cpu(), &model, &text(450, 1), &options, &mut |done, total| {
+            seen.push((done, total));
+            if done < 400 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        });
+        assert!(matches!(interrupted, Err(Error::Interrupted)));
+        // The windows of 100 and 50 tokens that are every fourth, then all of them.
+        assert_eq!(seen, [(100, 600), (150, 600), (250, 600), (350, 600), (450, 600)]);
+    }
+}

@@ -168,3 +168,77 @@ fn read_info(json: &str) -> Result<Info> {
 fn wrong(reason: String) -> Error {
     Error::GateFile { reason }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::super::tests::sample;
+    use super::*;
+    use crate::sparsity::testing::{UNITS, config};
+
+    fn gated() -> ModelConfig {
+        ModelConfig { gated: true, ..config() }
+    }
+
+    fn identity(text: &str) -> ModelIdentity {
+        ModelIdentity::from(text.to_owned())
+    }
+
+    #[test]
+    fn what_is_written_reads_back() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("gates");
+        for scales in [true, false] {
+            let thresholds = sample(scales);
+            thresholds.write(&path, UNITS).unwrap();
+            let read = GateThresholds::read(&path, &gated(), &identity("abc")).unwrap();
+            assert_eq!(read, thresholds);
+            let bytes = std::fs::read(&path).unwrap();
+            assert_eq!(GateThresholds::from_bytes(&bytes, &gated(), &identity("abc")).unwrap(), thresholds);
+            thresholds.write(&path, UNITS).unwrap();
+            assert!(std::fs::read(&path).unwrap() == bytes, "the same bytes every time");
+        }
+    }
+
+    #[test]
+    fn values_that_are_no_thresholds_are_not_written() {
+        struct Case {
+            edit: fn(&mut GateThresholds),
+            reason: &'static str,
+        }
+        let cases = [
+            Case { edit: |t| t.fractions[0] = 0.0, reason: "a fraction is 0; expected a number over 0 and under 1" },
+            Case { edit: |t| t.fractions[2] = 1.0, reason: "a fraction is 1; expected a number over 0 and under 1" },
+            Case { edit: |t| t.fractions[1] = 0.25, reason: "the fractions do not ascend" },
+            Case {
+                edit: |t| t.limits[4] = f32::NAN,
+                reason: "a limit of layer 1 is NaN; expected a finite number of at least 0",
+            },
+            Case {
+                edit: |t| t.limits[8] = f32::INFINITY,
+                reason: "a limit of layer 2 is inf; expected a finite number of at least 0",
+            },
+            Case { edit: |t| t.limits[3] = 3.0, reason: "the limits of layer 1 do not ascend" },
+            Case { edit: |t| t.limits.truncate(8), reason: "limits has 8 values, expected [3, 3]" },
+            Case { edit: |t| (t.fractions, t.limits) = (Vec::new(), Vec::new()), reason: "there are no fractions" },
+            Case {
+                edit: |t| t.scales.as_mut().unwrap()[7] = -1.0,
+                reason: "a scale is -1; expected a finite number of at least 0",
+            },
+            Case {
+                edit: |t| t.scales = None,
+                reason: "scales belong to statistic weighted, and to no other; it is weighted",
+            },
+        ];
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("gates");
+        for Case { edit, reason } in cases {
+            let mut thresholds = sample(true);
+            edit(&mut thresholds);
+            let expected =
+                format!("no usable gate thresholds: {reason}; make the file again with `shadowllm calibrate-gate`");
+            assert_eq!(thresholds.write(&path, UNITS).unwrap_err().to_string(), expected);
+            assert!(!path.exists());
+        }
+    }
+}
