@@ -117,30 +117,47 @@ fn ffn(cpu: &Cpu, name: &str, [d, f, rows]: [usize; 3], activation: Activation) 
     }
     let layers = copies(f, rows * d);
     let x = values(d);
+    let thresholds = vec![half_skipped(cpu, &layers[0], &x, activation); f];
     for skip in [false, true] {
-        if skip && activation != Activation::Relu {
-            continue;
-        }
-        let label = format!("ffn {name} [{f}, {rows} x {d}]{}", if skip { " with ReLU skip" } else { "" });
-        table(cpu, &label, [layers.len(), f], |lists| {
+        let how = match (skip, activation) {
+            (false, _) => "",
+            (true, Activation::Relu) => " with ReLU skip",
+            (true, _) => " with gate skip of half",
+        };
+        let gate_thresholds = (skip && rows == 3).then_some(&thresholds[..]);
+        table(cpu, &format!("ffn {name} [{f}, {rows} x {d}]{how}"), [layers.len(), f], |lists| {
             let mut out = vec![0.0; d];
             let mut bytes = 0;
             for (records, list) in layers.iter().zip(lists) {
-                let spec = FfnGather {
-                    records,
-                    bias: None,
-                    up_bias: None,
-                    out_bias: None,
-                    activation,
-                    gate_thresholds: None,
-                    skip,
-                };
+                let spec = FfnGather { skip, gate_thresholds, ..plain(records, activation) };
                 let count = ffn_gather(cpu, &spec, list, black_box(&x), &mut out);
                 bytes += spec.bytes(d, count);
             }
             bytes
         });
     }
+}
+
+/// Without biases and skips.
+fn plain(records: &Matrix, activation: Activation) -> FfnGather<'_> {
+    let (bias, up_bias, out_bias, gate_thresholds) = (None, None, None, None);
+    FfnGather { records, bias, up_bias, out_bias, activation, gate_thresholds, skip: false }
+}
+
+/// The threshold under which half of the gates are.
+fn half_skipped(cpu: &Cpu, records: &Matrix, x: &[f32], activation: Activation) -> f32 {
+    let (list, mut out): (Vec<u32>, _) = ((0..records.rows() as u32).collect(), vec![0.0; x.len()]);
+    let (mut low, mut high) = (0.0, 1e3);
+    for _ in 0..40 {
+        let middle = (low + high) / 2.0;
+        let thresholds = vec![middle; records.rows()];
+        let spec = FfnGather { gate_thresholds: Some(&thresholds), ..plain(records, activation) };
+        match 2 * ffn_gather(cpu, &spec, &list, x, &mut out).second < list.len() {
+            true => high = middle,
+            false => low = middle,
+        }
+    }
+    high
 }
 
 fn heads(cpu: &Cpu, name: &str, [d, h, d_h]: [usize; 3]) {
