@@ -31,7 +31,7 @@ fn config(activation: &str, layers: usize, ffn: usize) -> ModelConfig {
     let json = serde_json::json!({
         "model_type": "llama", "vocab_size": VOCAB, "hidden_size": 24, "intermediate_size": ffn,
         "num_hidden_layers": layers, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 6,
-        "max_position_embeddings": 100, "rms_norm_eps": 1e-5, "hidden_act": activation, "mlp_bias": ffn % 2 == 0,
+        "max_position_embeddings": 100, "rms_norm_eps": 1e-5, "hidden_act": activation, "mlp_bias": ffn.is_multiple_of(2),
     });
     ModelConfig::from_json(json.to_string().as_bytes()).unwrap()
 }

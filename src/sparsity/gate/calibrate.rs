@@ -50,6 +50,7 @@ pub fn calibrate_gate(
     let config = &model.config;
     check_gated(config)?;
     let windows = windows(tokens, options.window, config.max_positions)?;
+    model.check_tokens(tokens)?;
     let sampled: Vec<&[u32]> = match options.statistic {
         GateStatistic::Weighted => windows.iter().step_by(SCALE_STRIDE).copied().collect(),
         GateStatistic::Plain => Vec::new(),
