@@ -344,6 +344,7 @@ fn while_another_process_packs() {
     );
     let mut waiting = command(&["generate", "--model", shown, "--prompt-ids", "5", "-n", "2", "--policy", "dense"])
         .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
         .spawn()
         .unwrap();
     std::thread::sleep(std::time::Duration::from_millis(700));
