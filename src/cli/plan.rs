@@ -326,9 +326,8 @@ impl Report<'_> {
         let change = self.tokens.len() > 1;
         console.line(&format!("policy {}, {}", self.policy, self.summary()))?;
         if change {
-            console.line(
-                &format!("{:76} {:^24} {:^24}", "", "heads over the tokens", "neurons over the tokens").trim_end(),
-            )?;
+            let groups = format!("{:76} {:^24} {:^24}", "", "heads over the tokens", "neurons over the tokens");
+            console.line(groups.trim_end())?;
         }
         let mut header = format!(
             "{:>5} {:>12} {:>16} {:>10} {:>10} {:>10} {:>7}",

@@ -271,9 +271,9 @@ mod tests {
                     let (x, width) = run.split_once(" 0h").unwrap();
                     let (x, width): (usize, usize) = (x.parse().unwrap(), width.parse().unwrap());
                     assert_eq!((x % cell, width % cell), (0, 0));
-                    for column in x / cell..(x + width) / cell {
-                        assert_eq!(shades[column], 0, "a cell is drawn twice");
-                        shades[column] = shade;
+                    for drawn in &mut shades[x / cell..(x + width) / cell] {
+                        assert_eq!(*drawn, 0, "a cell is drawn twice");
+                        *drawn = shade;
                     }
                 }
             }
