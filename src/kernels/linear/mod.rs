@@ -35,7 +35,7 @@ use weights::ByRows;
 
 use super::cpu::{Compute, Cpu, SharedOut};
 use super::simd::Element;
-use crate::tensor::{Matrix, MatrixView};
+use crate::tensor::{Matrix, MatrixView, RowsOf};
 
 /// Rows from which [`Compute::Bf16`] rounds. The same on every instruction set, because it is part of the meaning.
 const BF16_ROWS: usize = 32;
@@ -71,10 +71,10 @@ pub fn linear(cpu: &Cpu, w: &Matrix, bias: Option<&[f32]>, x: &[f32], out: &mut 
     if let Some(bias) = bias {
         assert_eq!(bias.len(), n, "one bias for each of {n} outputs expected");
     }
-    match w.view() {
-        MatrixView::F32(w) => Linear { w, bias, x, n, k, t }.run(cpu, out),
-        MatrixView::F16(w) => Linear { w, bias, x, n, k, t }.run(cpu, out),
-        MatrixView::BF16(w) => Linear { w, bias, x, n, k, t }.run(cpu, out),
+    match w.elements() {
+        MatrixView::F32(v) => Linear { w: w.rows_of(v), bias, x, n, k, t }.run(cpu, out),
+        MatrixView::F16(v) => Linear { w: w.rows_of(v), bias, x, n, k, t }.run(cpu, out),
+        MatrixView::BF16(v) => Linear { w: w.rows_of(v), bias, x, n, k, t }.run(cpu, out),
     }
 }
 
@@ -114,7 +114,7 @@ pub(super) fn names(cpu: &Cpu) -> Vec<(String, String)> {
 #[derive(Clone, Copy)]
 pub(crate) struct Linear<'a, W> {
     /// `[n, k]`
-    pub(crate) w: &'a [W],
+    pub(crate) w: RowsOf<'a, W>,
     /// `[n]`
     pub(crate) bias: Option<&'a [f32]>,
     /// `[t, k]`
@@ -131,12 +131,12 @@ impl<W: Element> Linear<'_, W> {
         }
         let Linear { w, bias, x, n, k, t } = self;
         if t >= gemm_rows(cpu, W::DTYPE) {
-            let factors = Factors { weights: ByRows { w, k }, bias, x, n, k, t };
+            let factors = Factors { weights: ByRows { w }, bias, x, n, k, t };
             return gemm(cpu, compute(cpu, W::DTYPE), factors, out);
         }
         let row_bytes = k * size_of::<W>();
         let out = SharedOut::new(out);
         let chunk = |range: Range<usize>| cpu.run(Rows { linear: self, range, out });
-        cpu.split(n, 1, row_bytes, &chunk);
+        cpu.split(n, rows::STREAMS, row_bytes, &chunk);
     }
 }
