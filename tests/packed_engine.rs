@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "support/program.rs"]
+mod program;
 mod support;
 
 use std::ops::ControlFlow;
@@ -217,6 +219,28 @@ fn plain_weights_are_unmapped() {
     drop(checkpoint);
     assert!(!mapped(&plain) && mapped(&file));
     assert_eq!(text(&engine), want);
+}
+
+/// So does the program: while it talks with a policy, the packed file is all that it has of the weights.
+#[cfg(target_os = "linux")]
+#[test]
+fn the_program_runs_from_the_packed_file_alone() {
+    use std::io::{Read, Write};
+    use std::process::Stdio;
+
+    let temp = tempfile::tempdir().unwrap();
+    let model = tiny_opt(temp.path());
+    std::fs::write(model.join("chat_template.jinja"), "{{ messages[0].content }}").unwrap();
+    let mut chat = program::command(&["chat", "--model", model.to_str().unwrap(), "--policy", "dense", "-n", "2"]);
+    let mut chat = chat.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    writeln!(chat.stdin.as_mut().unwrap(), "Once upon a time").unwrap();
+    // It has answered, and waits for the next message.
+    chat.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+    let maps = std::fs::read_to_string(format!("/proc/{}/maps", chat.id())).unwrap();
+    drop(chat.stdin.take());
+    assert!(chat.wait().unwrap().success());
+    let mapped = |name: &str| maps.contains(model.join(name).to_str().unwrap());
+    assert!(mapped("model.shadow.safetensors") && !mapped("model.safetensors"), "{maps}");
 }
 
 #[test]
