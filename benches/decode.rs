@@ -8,7 +8,7 @@
 //!
 //! Predictors have random weights, which cost what trained ones of the same form cost; they are made in `--predictors` if they
 //! are not there yet. The exact ReLU skip is off, so that bytes depend on the budget alone. Where plain and packed weights do not
-//! fit into memory together, `--no-plain` leaves the plain engine out, and the prompt runs over the packed ones, too.
+//! fit into memory together, `--no-plain` leaves the plain ones out: everything, the prompt too, then runs over the packed ones.
 
 #![allow(clippy::print_stdout, clippy::unwrap_used)]
 
@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use shadowllm::generate::{Prompts, Sparsity};
+use shadowllm::generate::Sparsity;
 use shadowllm::kernels::{Compute, CpuOptions, read_passes};
 use shadowllm::model::{PackedModel, SparseOptions};
 use shadowllm::sparsity::predictor::{
@@ -190,17 +190,16 @@ fn main() {
     };
     let checkpoint = ModelSource::parse(&model).unwrap().open(&()).unwrap();
     let threads = argument("--threads").map(|n| n.parse().unwrap());
-    let cpu = CpuOptions { compute: Compute::Bf16, threads, ..CpuOptions::default() };
-    let engine = Engine::load(&checkpoint, EngineOptions { cpu }).unwrap();
+    let options = EngineOptions { cpu: CpuOptions { compute: Compute::Bf16, threads, ..CpuOptions::default() } };
     let packed = PackedCheckpoint::open_or_pack(&checkpoint, &()).unwrap();
-    let packed = Arc::new(PackedModel::load(&packed).unwrap());
     let with_plain = !std::env::args().any(|a| a == "--no-plain");
+    let engine = match with_plain {
+        true => Engine::load(&checkpoint, options).unwrap(),
+        false => Engine::load_packed(&packed, options).unwrap(),
+    };
+    drop(checkpoint);
+    let packed = Arc::new(PackedModel::load(&packed).unwrap());
     let mut prompt = engine.session(SessionOptions::default()).unwrap();
-    if !with_plain {
-        let options = SparseOptions::default();
-        let all = Sparsity::new(Arc::clone(&packed), Box::new(Dense), Refresh::EveryToken, engine.config(), options);
-        prompt.set_sparsity(Some(all.prompts(Prompts::Sparse).unwrap())).unwrap();
-    }
     let vocab = engine.config().vocab as u32;
     prompt.prefill(&(0..PROMPT as u32).map(|i| (i * 7919 + 11) % vocab).collect::<Vec<_>>()).unwrap();
     let mut bench = Bench {

@@ -106,6 +106,19 @@ pub enum Error {
         /// Why.
         reason: &'static str,
     },
+    /// Packed weights of another model than the one that is loaded.
+    #[error(
+        "{}: these packed weights are of the model {found}, but the one that is loaded is {expected}; pack that one",
+        path.display()
+    )]
+    PackedModel {
+        /// The packed file.
+        path: std::path::PathBuf,
+        /// Whose weights were packed.
+        found: crate::sparsity::ModelIdentity,
+        /// Whose weights are loaded.
+        expected: crate::sparsity::ModelIdentity,
+    },
     /// Prompts were to be sparse and to decide.
     #[error(
         "with refresh prompt the last prompt token decides, so a prompt cannot be sparse itself; \

@@ -118,8 +118,9 @@ impl Generate {
         let checkpoint = self.model.checkpoint(console)?;
         let engine = self.model.fast_engine_of(&checkpoint)?;
         let prompt = self.prompt_tokens(&engine)?;
+        let (engine, sparsity) = self.sparsity.load(console, checkpoint, engine)?;
         let mut session = engine.session(SessionOptions { context: self.context })?;
-        session.set_sparsity(self.sparsity.load(console, &checkpoint, &engine)?)?;
+        session.set_sparsity(sparsity)?;
         let options = CompletionOptions {
             sampler: self.sampling.over(&crate::generate::SamplerOptions::default()),
             max_tokens: Some(self.max_tokens),

@@ -97,23 +97,32 @@ impl SparsityArgs {
         self.policy.is_some() || self.gate.is_given()
     }
 
-    /// What a session is to do, packing the weights if need be; `None` without a policy. Gate skip alone is over the dense plan.
-    pub(super) fn load(&self, console: &Console, checkpoint: &Checkpoint, engine: &Engine) -> Result<Option<Sparsity>> {
-        let gate = self.gate.load(engine)?;
-        let Some(name) = self.policy.or(gate.as_ref().map(|_| PolicyName::Dense)) else { return Ok(None) };
-        let policy = self.policy(name, engine)?;
-        let packed = PackedCheckpoint::open_or_pack(checkpoint, &console.bytes_progress())?;
-        let packed = Arc::new(PackedModel::load(&packed)?);
+    /// The engine to run on and what a session is to do there. With a policy that is an engine over packed weights, which are made
+    /// if need be, and nothing of the plain ones stays mapped; without one it is the engine as it came. Gate skip alone is
+    /// over the dense plan.
+    pub(super) fn load(
+        &self,
+        console: &Console,
+        checkpoint: Checkpoint,
+        engine: Engine,
+    ) -> Result<(Engine, Option<Sparsity>)> {
+        let gate = self.gate.load(&engine)?;
+        let Some(name) = self.policy.or(gate.as_ref().map(|_| PolicyName::Dense)) else { return Ok((engine, None)) };
+        // A file that does not fit is to be known before anything is packed.
+        let policy = self.policy(name, &engine)?;
+        let packed = PackedCheckpoint::open_or_pack(&checkpoint, &console.bytes_progress())?;
+        let (engine, packed) = (engine.over(&packed)?, Arc::new(PackedModel::load(&packed)?));
         let options = SparseOptions { relu_skip: !self.no_relu_skip, ..SparseOptions::default() };
         let prompts = match self.prefill {
             Prefill::Dense => Prompts::Dense,
             Prefill::Sparse => Prompts::Sparse,
         };
         let sparsity = Sparsity::new(packed, policy, self.refresh, engine.config(), options).prompts(prompts)?;
-        Ok(Some(match gate {
+        let sparsity = match gate {
             Some(gate) => sparsity.with_gate_skip(gate),
             None => sparsity,
-        }))
+        };
+        Ok((engine, Some(sparsity)))
     }
 
     fn policy(&self, name: PolicyName, engine: &Engine) -> Result<Box<dyn Policy>> {

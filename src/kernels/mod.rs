@@ -74,7 +74,7 @@ pub use gather::{
 };
 pub use isa::IsaName;
 pub(crate) use isa::Kernel;
-pub use linear::{linear, linear_bytes};
+pub use linear::{linear, linear_bytes, linear_transposed};
 pub use norm::{layer_norm, rms_norm};
 pub use reduce::{argmax, log_sum_exp};
 pub use rope::{RopeTable, rope};

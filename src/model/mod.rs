@@ -29,7 +29,7 @@ mod workspace;
 pub use bytes::{ActiveBytes, UnitBytes};
 pub use cache::KvCache;
 pub use forward::Segment;
-pub use layer::{Attention, Ffn, Layer, Linear, Model, Norm};
+pub use layer::{Attention, Ffn, Layer, Linear, Model, Norm, Weight};
 pub use packed::{PackedLayer, PackedModel};
 pub use probe::{NoProbe, Probe, Rows};
 pub use sparse::{Director, KeptUnits, SparseCount, SparseOptions, SparseRow};

@@ -75,9 +75,13 @@ pub fn load(config: &ModelConfig, dtype: DType, isa: IsaName, seed: u64) -> Load
     let file = temp.path().join("packed.shadow.safetensors");
     pack(&checkpoint, &file, &()).unwrap();
     let packed = PackedCheckpoint::open_for(&file, &checkpoint, &()).unwrap();
-    let packed = Arc::new(PackedModel::load(&packed).unwrap());
-    let cpu = CpuOptions { isa: Some(isa), threads: Some(2), ..CpuOptions::default() };
-    Loaded { engine: Engine::load(&checkpoint, EngineOptions { cpu }).unwrap(), packed }
+    let options = EngineOptions { cpu: CpuOptions { isa: Some(isa), threads: Some(2), ..CpuOptions::default() } };
+    // What is dense runs over the plain weights, or over the packed ones as everything else.
+    let engine = match seed % 2 {
+        0 => Engine::load(&checkpoint, options).unwrap(),
+        _ => Engine::load_packed(&packed, options).unwrap(),
+    };
+    Loaded { engine, packed: Arc::new(PackedModel::load(&packed).unwrap()) }
 }
 
 pub fn sparsity(loaded: &Loaded, seed: u64, budget: Budget, refresh: Refresh, options: SparseOptions) -> Sparsity {

@@ -8,7 +8,7 @@ use crate::kernels::cpu::{Cpu, SharedOut};
 use crate::kernels::isa::Kernel;
 use crate::kernels::linear::{Linear, Rows};
 use crate::kernels::simd::{Element, Simd};
-use crate::tensor::{Matrix, MatrixView};
+use crate::tensor::{Matrix, MatrixView, RowsOf};
 
 /// Tokens that [`kv_project`] takes at a time: their inputs then stay in the second-level cache.
 const TOKENS: usize = 64;
@@ -162,6 +162,7 @@ fn project_kv<W: Element>(
         for (i, out) in outs.into_iter().enumerate() {
             let of = |row: usize| row.clamp(i * head_dim, (i + 1) * head_dim) - i * head_dim;
             let w = &record[i * head_dim * d..(i + 1) * head_dim * d];
+            let w = RowsOf::contiguous(w, d);
             let linear = Linear { w, bias: biases[i], x, n: head_dim, k: d, t };
             cpu.run(Rows { linear, range: of(range.start)..of(range.end), out });
         }

@@ -36,6 +36,8 @@ pub use ffn::{FfnGather, GatherCount, ffn_gather};
 pub use ffn_batch::ffn_gather_batch;
 pub use heads::{heads_bytes, heads_output, heads_project, kv_project, kv_project_bytes};
 pub use heads_batch::{heads_output_batch, heads_project_batch};
+pub(super) use pieces::Pieces;
+pub(super) use streams::add_rows;
 pub use together::MOST_SEQUENCES;
 
 use shadowllm_weights::DType;

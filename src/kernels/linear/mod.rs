@@ -6,6 +6,8 @@
 //! * a few rows (batched decode) are the same loop with each weight used for several rows: the same bytes, more results,
 //!   and bit for bit the results of the rows one by one;
 //! * many rows (prefill, scoring) are bound by arithmetic: [`gemm`] blocks for registers and caches.
+//!
+//! The way back, `out = x W + bias`, has the same regimes over the same weights: [`transposed`].
 
 mod gemm;
 mod micro;
@@ -16,19 +18,24 @@ mod rows;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests;
+mod transposed;
+mod weights;
 
 use std::ops::Range;
 
 pub(crate) use micro::micro;
 pub(crate) use product::{Exact, widen};
-use product::{Pairs, Rounded};
 pub(crate) use rows::Rows;
+pub use transposed::linear_transposed;
 
 use shadowllm_weights::DType;
 
+use gemm::{Factors, gemm};
+use weights::ByRows;
+
 use super::cpu::{Compute, Cpu, SharedOut};
 use super::simd::Element;
-use crate::tensor::{Matrix, MatrixView};
+use crate::tensor::{Matrix, MatrixView, RowsOf};
 
 /// Rows from which [`Compute::Bf16`] rounds. The same on every instruction set, because it is part of the meaning.
 const BF16_ROWS: usize = 32;
@@ -64,10 +71,10 @@ pub fn linear(cpu: &Cpu, w: &Matrix, bias: Option<&[f32]>, x: &[f32], out: &mut 
     if let Some(bias) = bias {
         assert_eq!(bias.len(), n, "one bias for each of {n} outputs expected");
     }
-    match w.view() {
-        MatrixView::F32(w) => Linear { w, bias, x, n, k, t }.run(cpu, out),
-        MatrixView::F16(w) => Linear { w, bias, x, n, k, t }.run(cpu, out),
-        MatrixView::BF16(w) => Linear { w, bias, x, n, k, t }.run(cpu, out),
+    match w.elements() {
+        MatrixView::F32(v) => Linear { w: w.rows_of(v), bias, x, n, k, t }.run(cpu, out),
+        MatrixView::F16(v) => Linear { w: w.rows_of(v), bias, x, n, k, t }.run(cpu, out),
+        MatrixView::BF16(v) => Linear { w: w.rows_of(v), bias, x, n, k, t }.run(cpu, out),
     }
 }
 
@@ -76,25 +83,29 @@ pub fn linear_bytes(w: &Matrix, rows_of_x: usize) -> u64 {
     (w.bytes() + rows_of_x * w.cols() * size_of::<f32>()) as u64
 }
 
-/// Names of the kernels that [`linear`] runs, for each weight type.
+/// Name of the blocked product of rows with weights of a type.
+fn blocked_name(cpu: &Cpu, dtype: DType, compute: Compute) -> String {
+    let isa = cpu.isa();
+    let (isa, factors) = match compute {
+        Compute::F32 => (isa.to_string(), format!("{dtype}xf32")),
+        Compute::Bf16 if cpu.has_bf16() => (format!("{isa}bf16"), "bf16xbf16".to_owned()),
+        Compute::Bf16 => (isa.to_string(), "bf16xbf16".to_owned()),
+    };
+    format!("{isa}-{factors}-tile{}x{}", gemm::TILE_ROWS, gemm::panel_tokens(cpu.geometry()))
+}
+
+/// Names of the kernels that [`linear`] and [`linear_transposed`] run, for each weight type.
 pub(super) fn names(cpu: &Cpu) -> Vec<(String, String)> {
     let isa = cpu.isa();
-    let tokens = gemm::panel_tokens(cpu.geometry());
     let mut names = Vec::new();
     for dtype in DType::ALL {
         let many = gemm_rows(cpu, dtype);
         names.push((format!("linear {dtype}, 1 row"), format!("{isa}-{dtype}xf32-rows8x1")));
         let group = if cpu.geometry().registers >= 32 { 4 } else { 2 };
         names.push((format!("linear {dtype}, 2 to {} rows", many - 1), format!("{isa}-{dtype}xf32-rows{group}x4")));
-        let (isa, factors) = match compute(cpu, dtype) {
-            Compute::F32 => (isa.to_string(), format!("{dtype}xf32")),
-            Compute::Bf16 if cpu.has_bf16() => (format!("{isa}bf16"), "bf16xbf16".to_owned()),
-            Compute::Bf16 => (isa.to_string(), "bf16xbf16".to_owned()),
-        };
-        names.push((
-            format!("linear {dtype}, {many} rows or more"),
-            format!("{isa}-{factors}-tile{}x{tokens}", gemm::TILE_ROWS),
-        ));
+        let blocked = blocked_name(cpu, dtype, compute(cpu, dtype));
+        names.push((format!("linear {dtype}, {many} rows or more"), blocked));
+        names.extend(transposed::names(cpu, dtype));
     }
     names
 }
@@ -103,7 +114,7 @@ pub(super) fn names(cpu: &Cpu) -> Vec<(String, String)> {
 #[derive(Clone, Copy)]
 pub(crate) struct Linear<'a, W> {
     /// `[n, k]`
-    pub(crate) w: &'a [W],
+    pub(crate) w: RowsOf<'a, W>,
     /// `[n]`
     pub(crate) bias: Option<&'a [f32]>,
     /// `[t, k]`
@@ -118,16 +129,14 @@ impl<W: Element> Linear<'_, W> {
         if self.t == 0 {
             return;
         }
-        if self.t >= gemm_rows(cpu, W::DTYPE) {
-            return match compute(cpu, W::DTYPE) {
-                Compute::F32 => gemm::gemm(cpu, Exact, self, out),
-                Compute::Bf16 if cpu.has_bf16() => gemm::gemm(cpu, Pairs, self, out),
-                Compute::Bf16 => gemm::gemm(cpu, Rounded, self, out),
-            };
+        let Linear { w, bias, x, n, k, t } = self;
+        if t >= gemm_rows(cpu, W::DTYPE) {
+            let factors = Factors { weights: ByRows { w }, bias, x, n, k, t };
+            return gemm(cpu, compute(cpu, W::DTYPE), factors, out);
         }
-        let row_bytes = self.k * size_of::<W>();
+        let row_bytes = k * size_of::<W>();
         let out = SharedOut::new(out);
         let chunk = |range: Range<usize>| cpu.run(Rows { linear: self, range, out });
-        cpu.split(self.n, 1, row_bytes, &chunk);
+        cpu.split(n, rows::STREAMS, row_bytes, &chunk);
     }
 }

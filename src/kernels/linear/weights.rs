@@ -1,0 +1,120 @@
+//! Which weight stands where in the blocked product: the sums run along the rows of a matrix, or down its columns.
+//!
+//! The product itself only knows tiles, [`TILE_ROWS`] outputs by [`K_BLOCK`] words, and where a word of a tile is. What differs
+//! is how many tiles are best made at once: along rows one tile is six contiguous pieces; down columns a tile is a few bytes of
+//! many rows, so the tiles beside it, which share the cache lines, are made with it. Rows may lie in records ([`RowsOf`]).
+
+use std::ops::Range;
+
+use super::gemm::{K_BLOCK, ROW_BLOCK, TILE_ROWS};
+use super::product::Product;
+use crate::kernels::simd::{Element, Simd};
+use crate::tensor::RowsOf;
+
+/// The weights of one product, `weight(output, k)`.
+pub(super) trait Weights: Copy + Send + Sync {
+    /// Outputs whose weights are widened together, a multiple of [`TILE_ROWS`].
+    const GROUP: usize;
+
+    /// Distance from output to output and from word to word within a tile.
+    const STRIDES: [usize; 2];
+
+    /// Makes the words of `outputs`, at most [`Weights::GROUP`], for the values `along` of the sums, at most [`K_BLOCK`] words.
+    ///
+    /// `tiles` holds tiles of `TILE_ROWS * K_BLOCK` words, one for each [`TILE_ROWS`] outputs; in the last one outputs beyond
+    /// the end are zero. Asks for the weights that come next.
+    fn widen<S: Simd, P: Product>(
+        self,
+        s: S,
+        product: P,
+        outputs: Range<usize>,
+        along: Range<usize>,
+        tiles: &mut [f32],
+    );
+}
+
+/// `weight(n, k) = w[n][k]`.
+#[derive(Clone, Copy)]
+pub(super) struct ByRows<'a, W> {
+    /// `[n, k]`
+    pub(super) w: RowsOf<'a, W>,
+}
+
+impl<W: Element> Weights for ByRows<'_, W> {
+    const GROUP: usize = TILE_ROWS;
+    const STRIDES: [usize; 2] = [K_BLOCK, 1];
+
+    #[inline(always)]
+    fn widen<S: Simd, P: Product>(
+        self,
+        s: S,
+        product: P,
+        outputs: Range<usize>,
+        along: Range<usize>,
+        tiles: &mut [f32],
+    ) {
+        let RowsOf { elements, layout, .. } = self.w;
+        let words = along.len().div_ceil(P::PER_WORD);
+        let (mut starts, mut next) = (layout.starts(outputs.start), layout.starts(outputs.start + TILE_ROWS));
+        for (i, words) in tiles.chunks_exact_mut(K_BLOCK).map(|row| &mut row[..words]).enumerate() {
+            let start = starts.advance();
+            match outputs.start + i < outputs.end {
+                true => product.words(s, &elements[start..][along.clone()], words),
+                false => words.fill(0.0),
+            }
+            // The pieces of successive rows lie too far apart for the processor to guess the next.
+            prefetch(s, elements, next.advance(), along.clone());
+        }
+    }
+}
+
+/// `weight(k, n) = w[n][k]`: the product with the transposed matrix, whose sums run over `n`.
+#[derive(Clone, Copy)]
+pub(super) struct ByColumns<'a, W> {
+    /// `[n, k]`
+    pub(super) w: RowsOf<'a, W>,
+}
+
+impl<W: Element> Weights for ByColumns<'_, W> {
+    const GROUP: usize = ROW_BLOCK;
+    const STRIDES: [usize; 2] = [1, TILE_ROWS];
+
+    #[inline(always)]
+    fn widen<S: Simd, P: Product>(
+        self,
+        s: S,
+        product: P,
+        outputs: Range<usize>,
+        along: Range<usize>,
+        tiles: &mut [f32],
+    ) {
+        // Outputs beyond the end stay zero.
+        let mut words = [0.0; ROW_BLOCK];
+        let count = outputs.len().div_ceil(TILE_ROWS);
+        let RowsOf { elements, layout, .. } = self.w;
+        // The rows of this block, and those of the next.
+        let (mut starts, mut later) = (layout.starts(along.start), layout.starts(along.start + K_BLOCK * P::PER_WORD));
+        for (i, n) in along.clone().step_by(P::PER_WORD).enumerate() {
+            let mut rows: [&[W]; 2] = [&[]; 2];
+            for row in &mut rows[..P::PER_WORD.min(along.end - n)] {
+                *row = &elements[starts.advance()..][outputs.clone()];
+                prefetch(s, elements, later.advance(), outputs.clone());
+            }
+            product.words_across(s, rows, &mut words[..outputs.len()]);
+            for (tile, words) in
+                tiles.chunks_exact_mut(TILE_ROWS * K_BLOCK).zip(words.chunks_exact(TILE_ROWS)).take(count)
+            {
+                tile[i * TILE_ROWS..][..TILE_ROWS].copy_from_slice(words);
+            }
+        }
+    }
+}
+
+/// Asks for the values `range` of the row that begins at `start`, if there is one.
+#[inline(always)]
+fn prefetch<S: Simd, W: Element>(s: S, elements: &[W], start: usize, range: Range<usize>) {
+    let row = elements.get(start..).and_then(|rest| rest.get(range));
+    for line in row.unwrap_or_default().chunks(64 / size_of::<W>()) {
+        s.prefetch(line.as_ptr());
+    }
+}
