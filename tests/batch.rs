@@ -10,13 +10,14 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use proptest::prelude::*;
-use shadowllm::generate::{BatchStep, Sparsity};
+use shadowllm::generate::{BatchStep, Completion, CompletionOptions, Sparsity, StopReason};
 use shadowllm::model::SparseOptions;
 use shadowllm::sparsity::{
-    Budget, Dense, GateStatistic, GateThresholds, ModelIdentity, Plan, Policy, PolicyInput, Refresh, Scope, Station,
+    Budget, Dense, GateStatistic, GateThresholds, ModelIdentity, Plan, Policy, PolicyInput, Random, Refresh, Scope,
+    Station,
 };
-use shadowllm::weights::DType;
-use shadowllm::{Error, Session, SessionOptions};
+use shadowllm::weights::{Checkpoint, DType, PackedCheckpoint};
+use shadowllm::{Engine, EngineOptions, Error, Session, SessionOptions};
 
 use random_models::{Kind, Loaded, kinds, load, sparsity};
 use support::isas;
@@ -300,4 +301,56 @@ fn the_order_of_a_batch_changes_nothing() {
         all
     };
     assert_eq!(run(&[0, 1, 2, 3]), run(&[3, 1, 0, 2]));
+}
+
+/// Texts that are generated together are those generated alone, whenever each of them ends.
+#[test]
+fn completions_together_are_those_alone() {
+    let checkpoint = Checkpoint::embedded().unwrap();
+    let temp = tempfile::tempdir().unwrap();
+    let file = temp.path().join("tiny.shadow.safetensors");
+    let packed = PackedCheckpoint::open_or_pack_at(&file, &checkpoint, &()).unwrap();
+    let engine = Engine::load_packed(&packed, EngineOptions::default()).unwrap();
+    let packed = Arc::clone(engine.packed().unwrap());
+    let prompts = ["Once upon a time", "The captain looked at the sea and", "It was"];
+    let options = |i: usize| CompletionOptions { max_tokens: Some([20, 5, 33][i]), ..CompletionOptions::default() };
+    let ids = |i: usize| engine.tokenizer().unwrap().encode(prompts[i], true).unwrap();
+    let session = |i: usize| {
+        let mut session = engine.session(SessionOptions::default()).unwrap();
+        let budget = Budget::new(1.0, [1.0, 0.9, 0.5][i], Scope::Local).unwrap();
+        let policy = Box::new(Random::new(3, budget, engine.config()).unwrap());
+        let (packed, config) = (Arc::clone(&packed), engine.config());
+        let sparsity = Sparsity::new(packed, policy, Refresh::EveryToken, config, SparseOptions::default());
+        session.set_sparsity((i > 0).then_some(sparsity)).unwrap();
+        session
+    };
+    let mut sessions = [0, 1, 2].map(session);
+    let start = |(i, session)| Completion::start(session, &ids(i), &options(i)).unwrap();
+    let mut completions: Vec<_> = sessions.iter_mut().enumerate().map(start).collect();
+    let mut texts = [const { String::new() }; 3];
+    let mut steps = 0;
+    while let Some(step) = Completion::next_tokens(&mut completions, &mut |i, piece| {
+        texts[i].push_str(piece.text);
+        Ok(())
+    })
+    .unwrap()
+    {
+        assert_eq!(step.sequences, if steps == 0 { 0 } else { [20, 5, 33].iter().filter(|&&n| n > steps).count() });
+        steps += 1;
+    }
+    assert_eq!(steps, 33);
+    for (i, completion) in completions.iter_mut().enumerate() {
+        texts[i].push_str(completion.finish_text());
+        let mut session = session(i);
+        let mut alone = Completion::start(&mut session, &ids(i), &options(i)).unwrap();
+        let mut text = String::new();
+        while let Some(piece) = alone.next_token().unwrap() {
+            text.push_str(piece.text);
+        }
+        text.push_str(alone.finish_text());
+        assert_eq!((completion.tokens(), &texts[i]), (alone.tokens(), &text));
+        assert_eq!(completion.stop_reason(), Some(StopReason::MaxTokens));
+        let (together, alone) = (completion.timing(), alone.timing());
+        assert_eq!((together.decode_steps, together.decode_bytes), (alone.decode_steps, alone.decode_bytes));
+    }
 }
