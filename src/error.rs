@@ -80,6 +80,32 @@ pub enum Error {
         /// In the model.
         expected: usize,
     },
+    /// A batch of sequences that is too large, or empty.
+    #[error("a batch of {found} sequences was asked for; at least 1 and at most {most} are run at once")]
+    BatchSize {
+        /// Sequences given.
+        found: usize,
+        /// Most that are taken.
+        most: usize,
+    },
+    /// A batch with another number of tokens than sequences.
+    #[error("{tokens} tokens were given for {sessions} sessions; a batch takes one token of each")]
+    BatchTokens {
+        /// Sessions given.
+        sessions: usize,
+        /// Tokens given.
+        tokens: usize,
+    },
+    /// A batch of sessions that do not belong together.
+    #[error(
+        "session {index} of the batch {reason}; sessions that are stepped together share one engine and one packed model"
+    )]
+    BatchMixed {
+        /// The first session that does not belong to the others.
+        index: usize,
+        /// Why.
+        reason: &'static str,
+    },
     /// Packed weights of another model than the one that is loaded.
     #[error(
         "{}: these packed weights are of the model {found}, but the one that is loaded is {expected}; pack that one",

@@ -141,6 +141,11 @@ impl Engine {
         Engine::load(&checkpoint, options)
     }
 
+    /// Whether both are clones of one engine.
+    pub(super) fn is_same(&self, other: &Engine) -> bool {
+        Arc::ptr_eq(&self.inner, &other.inner)
+    }
+
     /// Starts a sequence.
     ///
     /// # Errors

@@ -69,7 +69,8 @@ pub use elementwise::add_assign;
 pub use embed::embed_row;
 pub use error::KernelError;
 pub use gather::{
-    FfnGather, GatherCount, ffn_gather, heads_bytes, heads_output, heads_project, kv_project, kv_project_bytes,
+    FfnGather, GatherCount, MOST_SEQUENCES, ffn_gather, ffn_gather_batch, heads_bytes, heads_output,
+    heads_output_batch, heads_project, heads_project_batch, kv_project, kv_project_bytes,
 };
 pub use isa::IsaName;
 pub(crate) use isa::Kernel;

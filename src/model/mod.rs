@@ -32,5 +32,5 @@ pub use forward::Segment;
 pub use layer::{Attention, Ffn, Layer, Linear, Model, Norm, Weight};
 pub use packed::{PackedLayer, PackedModel};
 pub use probe::{NoProbe, Probe, Rows};
-pub use sparse::{Director, KeptUnits, SparseCount, SparseOptions};
+pub use sparse::{Director, KeptUnits, SparseCount, SparseOptions, SparseRow};
 pub use workspace::Workspace;
