@@ -102,6 +102,13 @@ impl PlanMasks {
         PlanMasks { layout, bits: Vec::new() }
     }
 
+    /// The words of `n` units that are all kept.
+    pub(crate) fn all(n: usize) -> Vec<u64> {
+        let mut words = vec![0; n.div_ceil(BITS)];
+        set_all(&mut words, n);
+        words
+    }
+
     /// Makes it `rows` rows that keep everything.
     pub fn reset(&mut self, rows: usize) {
         let layout = self.layout;
