@@ -80,6 +80,12 @@ pub enum Error {
         /// In the model.
         expected: usize,
     },
+    /// A file of prompts without any.
+    #[error("{} has no prompts; write one on each line", path.display())]
+    NoPrompts {
+        /// The file.
+        path: std::path::PathBuf,
+    },
     /// A batch of sequences that is too large, or empty.
     #[error("a batch of {found} sequences was asked for; at least 1 and at most {most} are run at once")]
     BatchSize {

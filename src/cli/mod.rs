@@ -20,6 +20,7 @@ mod pack;
 mod plan;
 mod policy;
 mod random_model;
+mod several;
 mod sparsity;
 
 use std::ffi::OsString;

@@ -80,11 +80,6 @@ impl PolicyArgs {
         Budget::new(self.head_keep.unwrap_or(keep), self.neuron_keep.unwrap_or(keep), self.budget)
     }
 
-    /// The policy of one sequence.
-    pub(super) fn policy(&self, name: PolicyName, engine: &Engine) -> Result<Box<dyn Policy>> {
-        self.maker(name, engine)?(0)
-    }
-
     /// What makes policies, files read once; `random` draws otherwise for every number.
     pub(super) fn maker(&self, name: PolicyName, engine: &Engine) -> Result<PolicyMaker> {
         let budget = self.budget()?;
