@@ -57,7 +57,8 @@ fn anyone() -> impl Strategy<Value = Who> {
 }
 
 fn scores(units: Units, seed: u64) -> Scores {
-    let value = |i: usize| ((i as u64 + 97 * seed).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 40) as f32;
+    let value =
+        |i: usize| (seed.wrapping_mul(97).wrapping_add(i as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 40) as f32;
     Scores {
         heads: (0..units.layers * units.heads).map(value).collect(),
         neurons: (0..units.layers * units.neurons).map(|i| value(i + 5000)).collect(),
@@ -502,7 +503,7 @@ fn choices_share_their_context() {
         vec![request(&long, &[8, 9]), request(&long, &long[..40])],
     ];
     // More than one batch.
-    questions.extend(vec![questions[4].clone(); 9]);
+    questions.extend(vec![questions[4].clone(); 15]);
     let mut session = engine.session(SessionOptions::default()).unwrap();
     let budget = Budget { heads: 0.5, neurons: 0.4, scope: Scope::Local };
     for (who, decision) in [
