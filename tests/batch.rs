@@ -2,8 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
-#[path = "support/random_models.rs"]
-mod random_models;
+#[path = "support/models.rs"]
+mod models;
 mod support;
 
 use std::collections::BTreeSet;
@@ -19,7 +19,7 @@ use shadowllm::sparsity::{
 use shadowllm::weights::{Checkpoint, DType, PackedCheckpoint};
 use shadowllm::{Engine, EngineOptions, Error, Session, SessionOptions};
 
-use random_models::{Kind, Loaded, kinds, load, sparsity};
+use models::{Kind, Loaded, kinds, load, sparsity};
 use support::isas;
 
 /// How one sequence of a batch is decoded.

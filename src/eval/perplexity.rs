@@ -132,13 +132,16 @@ pub fn perplexity_masked(
 /// Is told the logits after a token: its index in the window, and `[V]`.
 type Each<'a> = &'a mut (dyn FnMut(usize, &[f32]) -> ControlFlow<()> + Send);
 
-/// Scores window by window: `score(number, window, each)` runs one and calls `each` for all its tokens.
+/// Runs the window of a number and calls the last argument for all its tokens.
+type Score<'a> = dyn FnMut(usize, &[u32], Each<'_>) -> Result<()> + 'a;
+
+/// Scores window by window.
 fn over_windows(
     engine: &Engine,
     tokens: &[u32],
     windows: Windows,
     progress: &mut dyn FnMut(&Perplexity) -> ControlFlow<()>,
-    score: &mut dyn FnMut(usize, &[u32], Each<'_>) -> Result<()>,
+    score: &mut Score<'_>,
 ) -> Result<Perplexity> {
     let cut = windows.cut(tokens, engine.config().max_positions)?;
     let mut done = Vec::with_capacity(cut.len());

@@ -116,8 +116,8 @@ impl PerplexityCommand {
         };
         let size = self.window.unwrap_or_else(|| engine.config().max_positions.min(1024));
         let windows = Windows { size, count: self.windows };
-        let count = windows.cut(&tokens, engine.config().max_positions)?.len();
         let mut loaded = self.masking.load(&engine)?;
+        let count = windows.cut(&tokens, engine.config().max_positions)?.len();
         let heeded = console.heed_interrupts();
         let dense = |what| {
             Timed::run(console, &heeded, what, count, |progress| perplexity(&engine, &tokens, windows, progress))

@@ -22,7 +22,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-pub use run::{Job, Masked, MaskedText};
+pub use run::{EachLogits, Job, Masked, MaskedText};
 
 use crate::sparsity::{Budget, GateSkip, Policy};
 use crate::{Error, Result};

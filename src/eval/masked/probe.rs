@@ -184,7 +184,7 @@ mod tests {
 
     #[test]
     fn dropped_units_are_zero_and_others_stay() {
-        for units in [1, 2, 63, 64, 65, 130] {
+        for units in [1usize, 2, 63, 64, 65, 130] {
             for width in [1, 3] {
                 let kept: Vec<bool> = (0..units).map(|i| i * i % 3 != 1).collect();
                 let mut words = vec![0u64; units.div_ceil(64)];

@@ -7,8 +7,11 @@ use super::oracle::{Magnitudes, Recorded, TextScores, column_norms};
 use super::probe::{MaskProbe, Span};
 use super::{Chooser, Decision, Importance, Masking};
 use crate::generate::Engine;
+use crate::kernels::Cpu;
 use crate::model::{KvCache, NoProbe, Segment, Workspace};
-use crate::sparsity::{Dense, GateMask, Kept, KeptCount, Oracle, Plan, PlanMasks, Policy, Station, Units};
+use crate::sparsity::{
+    Budget, Dense, GateMask, Kept, KeptCount, Oracle, Plan, PlanMasks, Policy, PolicyInput, Station, Units,
+};
 use crate::{Error, Result};
 
 /// Rows of one pass through the layers: enough to be compute bound, few enough that activations stay small.
@@ -79,6 +82,9 @@ pub struct Job<'a> {
     /// The first of them whose logits are wanted.
     pub from: usize,
 }
+
+/// Is told logits: the job, the index into its tokens, and `[V]`. May stop the work.
+pub type EachLogits<'a> = dyn FnMut(usize, usize, &[f32]) -> ControlFlow<()> + Send + 'a;
 
 impl MaskedText {
     /// Another text that begins with all tokens of this one.
@@ -200,16 +206,12 @@ impl Masked {
         Ok(MaskedText { cache: cache(), dense, policy, plan: None })
     }
 
-    /// Takes texts further and hands over the logits that are wanted: `each(job, index into its tokens, [V])`. Jobs share passes,
+    /// Takes texts further and hands over the logits that are wanted. Jobs share passes,
     /// and long ones are cut, unless their last token decides for all: then a job has to be a whole text.
     ///
     /// # Errors
     /// As [`crate::model::Model::forward`]; [`Error::Interrupted`] if `each` says so. The texts are of no use then.
-    pub fn run(
-        &mut self,
-        jobs: &mut [Job<'_>],
-        each: &mut (dyn FnMut(usize, usize, &[f32]) -> ControlFlow<()> + Send),
-    ) -> Result<()> {
+    pub fn run(&mut self, jobs: &mut [Job<'_>], each: &mut EachLogits<'_>) -> Result<()> {
         let mut done = vec![0; jobs.len()];
         if jobs.iter().any(|job| job.tokens.is_empty()) {
             return Err(Error::NoTokens);
@@ -254,40 +256,30 @@ impl Masked {
         parts
     }
 
+    /// One pass through the layers over `parts` of the jobs' tokens.
     fn pass(&mut self, jobs: &mut [Job<'_>], parts: &[(usize, Range<usize>)]) -> Result<()> {
         let engine = self.engine.clone();
         let (cpu, model) = (engine.cpu(), engine.model());
         let rows = parts.iter().map(|(_, part)| part.len()).sum();
         if let Chooser::Oracle { budget, .. } = self.chooser {
-            self.record(jobs, parts, rows)?;
-            let mut row = 0;
-            for (job, part) in parts {
-                let text = &mut *jobs[*job].text;
-                let recorded = Arc::clone(&self.recorded);
-                let source = TextScores { recorded, row, position: text.len() };
-                text.policy = Box::new(Oracle::new(source, budget, self.units)?);
-                row += part.len();
-            }
+            self.consult(jobs, parts, rows, budget)?;
         }
         self.masks.reset(rows);
         let (mut segments, mut spans) = (Vec::new(), Vec::new());
         let mut row = 0;
-        let mut parts_left = parts.iter().peekable();
-        for (index, job) in jobs.iter_mut().enumerate() {
-            let Some((_, part)) = parts_left.next_if(|(job, _)| *job == index) else { continue };
+        for (job, part) in taken(jobs, parts) {
             let MaskedText { cache, policy, plan, .. } = &mut *job.text;
-            let position = cache.len();
-            let dense = self.dense_prefix.saturating_sub(position).min(part.len());
-            let decided = row + dense..row + part.len();
+            let dense = self.dense_prefix.saturating_sub(cache.len()).min(part.len());
+            let (decided, position) = (row + dense..row + part.len(), cache.len() + dense);
             row += part.len();
             if !decided.is_empty() {
-                let plan = common_plan(cpu, self.units, &mut **policy, plan, position + dense)?;
+                let plan = common_plan(cpu, self.units, &mut **policy, plan, position)?;
                 if policy.stations().contains(&Station::Once) {
                     for mut row in self.masks.rows_mut(decided.clone()).rows() {
                         (0..self.units.layers).for_each(|layer| row.set(layer, &plan.layers[layer]));
                     }
                 }
-                spans.push(Span { rows: decided, position: position + dense, policy: &mut **policy, plan });
+                spans.push(Span { rows: decided, position, policy: &mut **policy, plan });
             }
             segments.push(Segment { tokens: &job.tokens[part.clone()], cache });
         }
@@ -314,39 +306,46 @@ impl Masked {
         }
         decided.into_iter().for_each(|rows| self.kept.add(self.masks.count(rows)));
         if let Chooser::Oracle { .. } = self.chooser {
-            // So that the memory of the scores can be used again.
-            parts.iter().for_each(|(job, _)| jobs[*job].text.policy = Box::new(Dense));
+            // Its policies know this pass only, and hold the memory of its scores.
+            taken(jobs, parts).for_each(|(job, _)| job.text.policy = Box::new(Dense));
         }
         Ok(())
     }
 
-    /// The oracle's dense pass.
-    fn record(&mut self, jobs: &mut [Job<'_>], parts: &[(usize, Range<usize>)], rows: usize) -> Result<()> {
+    /// Runs the dense model, so that the oracle knows, and gives its policies to the texts.
+    fn consult(
+        &mut self,
+        jobs: &mut [Job<'_>],
+        parts: &[(usize, Range<usize>)],
+        rows: usize,
+        budget: Budget,
+    ) -> Result<()> {
         let (cpu, model) = (self.engine.cpu(), self.engine.model());
-        let mut segments = Vec::new();
-        let mut parts = parts.iter().peekable();
-        for (index, job) in jobs.iter_mut().enumerate() {
-            if let Some((_, part)) = parts.next_if(|(job, _)| *job == index)
-                && let Some(cache) = &mut job.text.dense
-            {
-                segments.push(Segment { tokens: &job.tokens[part.clone()], cache });
-            }
-        }
         if Arc::get_mut(&mut self.recorded).is_none() {
             self.recorded = Arc::default();
         }
-        let Some(recorded) = Arc::get_mut(&mut self.recorded) else { return Ok(()) };
-        let mut probe = Magnitudes::new(self.units, &self.norms, recorded, rows);
-        let workspace = &mut self.workspace;
-        cpu.install(|| model.forward(cpu, &mut segments, workspace, &mut probe))
+        if let Some(recorded) = Arc::get_mut(&mut self.recorded) {
+            let mut segments: Vec<Segment<'_>> = taken(jobs, parts)
+                .filter_map(|(job, part)| {
+                    Some(Segment { tokens: &job.tokens[part.clone()], cache: job.text.dense.as_mut()? })
+                })
+                .collect();
+            let mut probe = Magnitudes::new(self.units, &self.norms, recorded, rows);
+            let workspace = &mut self.workspace;
+            cpu.install(|| model.forward(cpu, &mut segments, workspace, &mut probe))?;
+        }
+        let mut row = 0;
+        for (job, part) in taken(jobs, parts) {
+            let recorded = Arc::clone(&self.recorded);
+            let source = TextScores { recorded, row, position: job.text.len() };
+            job.text.policy = Box::new(Oracle::new(source, budget, self.units)?);
+            row += part.len();
+        }
+        Ok(())
     }
 
     /// The LM head for rows `(job, index, row of the pass)`.
-    fn hand_over(
-        &mut self,
-        wanted: &[(usize, usize, usize)],
-        each: &mut (dyn FnMut(usize, usize, &[f32]) -> ControlFlow<()> + Send),
-    ) -> Result<()> {
+    fn hand_over(&mut self, wanted: &[(usize, usize, usize)], each: &mut EachLogits<'_>) -> Result<()> {
         let (cpu, model) = (self.engine.cpu(), self.engine.model());
         let vocab = self.engine.config().vocab;
         let workspace = &mut self.workspace;
@@ -365,9 +364,19 @@ impl Masked {
     }
 }
 
+/// The jobs that a pass takes tokens of, and which.
+fn taken<'j, 'a>(
+    jobs: &'j mut [Job<'a>],
+    parts: &'j [(usize, Range<usize>)],
+) -> impl Iterator<Item = (&'j mut Job<'a>, &'j Range<usize>)> {
+    let mut parts = parts.iter().peekable();
+    let part = move |(index, job)| Some((job, &parts.next_if(|(wanted, _)| *wanted == index)?.1));
+    jobs.iter_mut().enumerate().filter_map(part)
+}
+
 /// The plan that the tokens of a text have in common, decided with the first of them.
 fn common_plan<'a>(
-    cpu: &crate::kernels::Cpu,
+    cpu: &Cpu,
     units: Units,
     policy: &mut dyn Policy,
     plan: &'a mut Option<Plan>,
@@ -377,7 +386,7 @@ fn common_plan<'a>(
         let mut first = Plan::dense(units);
         if policy.stations().contains(&Station::Once) {
             let station = Station::Once;
-            let input = crate::sparsity::PolicyInput { station, position, residual: &[], contexts: &[], cpu };
+            let input = PolicyInput { station, position, residual: &[], contexts: &[], cpu };
             policy.decide(input, &mut first)?;
             first.validate(units)?;
         }

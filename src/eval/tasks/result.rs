@@ -100,8 +100,8 @@ mod tests {
         assert_eq!(answer(0, &[-4.0, -3.0]), [false, true, true]);
         assert_eq!(answer(0, &[-4.0, -2.0]), [false, false, true]);
         // Of equals the first.
-        assert_eq!(answer(1, &[-1.0, -1.0])[0], false);
-        assert_eq!(answer(0, &[-1.0, -1.0])[0], true);
+        assert!(!answer(1, &[-1.0, -1.0])[0]);
+        assert!(answer(0, &[-1.0, -1.0])[0]);
     }
 
     #[test]

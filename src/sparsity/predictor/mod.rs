@@ -104,6 +104,9 @@ enum Kind {
     Neurons,
 }
 
+/// Applies an output layer to what stands in front of it, `[rows, p]`.
+type Output<'a> = dyn FnMut(Kind, &Layer, &[f32], &mut Integers) + 'a;
+
 impl Predictor {
     /// What the file says about it.
     pub fn info(&self) -> &PredictorInfo {
@@ -213,7 +216,7 @@ impl Predictor {
         x: &[f32],
         wanted: Wanted,
         scratch: &mut PredictorScratch,
-        output: &mut dyn FnMut(Kind, &Layer, &[f32], &mut Integers),
+        output: &mut Output<'_>,
     ) {
         let networks = &self.stations[station];
         let PredictorScratch { input, trunk, hidden, integers, .. } = scratch;
