@@ -167,6 +167,20 @@ pub enum Error {
         /// The layer.
         layer: usize,
     },
+    /// A criterion that is not in the list.
+    #[error("unknown criterion {found:?}; known are {known}")]
+    UnknownCriterion {
+        /// The name as given.
+        found: String,
+        /// All names.
+        known: String,
+    },
+    /// A criterion was computed without what it needs.
+    #[error("criterion {criterion} needs the curvature of the text; compute it first (learn::criteria::curvature)")]
+    CurvatureMissing {
+        /// The criterion.
+        criterion: &'static str,
+    },
     /// The work was interrupted on request.
     #[error("interrupted")]
     Interrupted,

@@ -17,4 +17,4 @@ pub use backward::{
     BackwardWorkspace, LayerRecord, LayerVisitor, Loss, LossValue, Reduction, UnitFactors, backward, backward_scaled,
     observe,
 };
-//pub use criteria::{Criteria, Criterion};
+pub use criteria::{Criterion, Form, UnitKind, sequence_scores};

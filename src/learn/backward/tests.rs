@@ -1,6 +1,6 @@
 use proptest::prelude::*;
 use serde_json::{Value, json};
-use shadowllm_weights::{DType, ModelConfig};
+use shadowllm_weights::{Activation, DType, ModelConfig};
 
 use super::*;
 use crate::Error;
@@ -184,16 +184,18 @@ fn check_differences(cpu: &Cpu, config: &Value, len: usize, loss: &Loss, seed: u
     for (layer, recorded) in layers.iter().enumerate() {
         for (inners, grads) in [(false, &recorded.context_grads), (true, &recorded.inner_grads)] {
             let direction = values(seed ^ (layer as u64 + 77), grads.len());
-            let step = 1.0 / 256.0;
+            // With ReLU a step crosses kinks, the fewer the shorter it is; a short one suffers from the rounding of the loss.
+            let step = if model.config.activation == Activation::Relu { 1.0 / 2048.0 } else { 1.0 / 256.0 };
             let at = |step: f32| {
                 let mut probe = Move { layer, inners, direction: &direction, step };
                 loss_with(cpu, &model, &tokens, loss, &mut probe)
             };
             let found = (at(step) - at(-step)) / (2.0 * f64::from(step));
+            let rounding = 5e-7 * (1.0 + expected.abs()) / f64::from(step);
             let product: f64 = grads.iter().zip(&direction).map(|(g, d)| f64::from(*g) * f64::from(*d)).sum();
             let size: f64 = grads.iter().map(|g| f64::from(*g).powi(2)).sum::<f64>().sqrt();
             prop_assert!(
-                (found - product).abs() <= 2e-2 * size + 2e-3,
+                (found - product).abs() <= 2e-2 * size + rounding,
                 "layer {layer}, {}: {product} instead of {found}, gradient of size {size}, {config}",
                 if inners { "inners" } else { "contexts" }
             );
@@ -358,9 +360,9 @@ fn factors_of_one_change_nothing_and_others_are_differentiated() {
                 product += f64::from(z * g / used.neurons[unit] * direction.neurons[unit]);
             }
         }
-        let step = 1.0 / 128.0;
+        let step = 1.0 / 1024.0;
         let found = (run(base + step).0.sum - run(base - step).0.sum) / (2.0 * f64::from(step));
-        assert!((found - product).abs() < 0.01 * product.abs() + 0.02, "{product} instead of {found}");
+        assert!((found - product).abs() < 0.01 * product.abs() + 0.05, "{product} instead of {found}");
     }
 }
 
