@@ -34,6 +34,7 @@ fn help_of_every_command() {
         &["eval", "--help"],
         &["eval", "perplexity", "--help"],
         &["logits", "--help"],
+        &["activations", "--help"],
         &["random-model", "--help"],
     ] {
         let run = run(args);
