@@ -35,6 +35,7 @@ fn help_of_every_command() {
         &["eval", "perplexity", "--help"],
         &["eval", "tasks", "--help"],
         &["logits", "--help"],
+        &["activations", "--help"],
         &["random-model", "--help"],
     ] {
         let run = run(args);

@@ -121,12 +121,7 @@ impl Sizes {
                 shadowllm::model::Ffn::Plain { fc2, .. } => fc2,
                 shadowllm::model::Ffn::Gated { down, .. } => down,
             };
-            let mut squares = vec![0.0f64; units.neurons];
-            let mut row = vec![0.0; units.neurons];
-            for i in 0..second.weight.rows() {
-                shadowllm::kernels::embed_row(engine.cpu(), &second.weight, i, &mut row);
-                squares.iter_mut().zip(&row).for_each(|(sum, &w)| *sum += f64::from(w) * f64::from(w));
-            }
+            let squares = second.weight.input_squares(engine.cpu());
             squares.into_iter().map(|sum| sum.sqrt() as f32).collect()
         });
         let mut probe = Sizes { units, norms: norms.collect(), scores: vec![Scores::zeros(units); tokens.len()] };

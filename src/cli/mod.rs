@@ -5,6 +5,7 @@
 //! command's file.
 
 mod accounting;
+mod activations;
 mod calibrate_gate;
 mod chat;
 mod console;
@@ -55,6 +56,7 @@ enum Command {
     #[command(subcommand)]
     Eval(eval::Eval),
     Logits(logits::Logits),
+    Activations(activations::Activations),
     RandomModel(random_model::RandomModel),
 }
 
@@ -94,6 +96,7 @@ fn dispatch(cli: Cli, console: &mut Console) -> Result<()> {
         Some(Command::CalibrateGate(command)) => command.run(console),
         Some(Command::Eval(command)) => command.run(console),
         Some(Command::Logits(command)) => command.run(console),
+        Some(Command::Activations(command)) => command.run(console),
         Some(Command::RandomModel(command)) => command.run(console),
     }
 }

@@ -15,8 +15,8 @@ use super::cache::LayerCache;
 use super::workspace::{Workspace, sized};
 use super::{Attention, Ffn, KvCache, Model, PackedModel};
 use crate::kernels::{
-    AttentionShape, Cpu, FfnGather, GatherCount, MOST_SEQUENCES, attention_gather, attention_gather_bytes,
-    ffn_gather_batch, heads_bytes, heads_output_batch, heads_project_batch, kv_project, kv_project_bytes, rope,
+    Cpu, FfnGather, GatherCount, MOST_SEQUENCES, attention_gather, attention_gather_bytes, ffn_gather_batch,
+    heads_bytes, heads_output_batch, heads_project_batch, kv_project, kv_project_bytes, rope,
 };
 use crate::{Error, Result};
 
@@ -182,13 +182,7 @@ impl Model {
         let Attention { q, out, window, .. } = &layer.attention;
         let queries = sized(&mut ws.queries, listed * width);
         heads_project_batch(cpu, &records.heads, width, lists, q.bias.as_deref(), input, queries);
-        let shape = AttentionShape {
-            heads: c.heads,
-            kv_heads: c.kv_heads,
-            head_dim: width,
-            window: *window,
-            scale: (width as f32).powf(-0.5),
-        };
+        let shape = self.attention_shape(*window);
         // New keys went straight into the caches, so their buffer is free for the contexts of the kept heads.
         let kept = sized(&mut ws.keys, listed * width);
         let contexts = sized(&mut ws.contexts, n * c.heads * width);

@@ -169,7 +169,9 @@ mod tests {
             for _ in 0..3 {
                 Draw { wanted, left }.all(&mut rng, &mut words, &mut list);
                 let mut draw = Draw { wanted, left };
-                let expected: Vec<u32> = (0..left as u32).filter(|_| draw.next(again.next_u32())).collect();
+                let expected: Vec<u32> = (0..left as u32)
+                    .filter(|_| draw.next(rand_chacha::rand_core::RngCore::next_u32(&mut again)))
+                    .collect();
                 assert_eq!((list.len(), &list), (wanted, &expected));
             }
         }
