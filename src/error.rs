@@ -350,6 +350,69 @@ pub enum Error {
         /// The layer.
         layer: usize,
     },
+    // Learning.
+    /// A sample that cannot be trained on.
+    #[error(
+        "{what} is {value}; samples must be finite numbers, importances not negative: \
+         check the checkpoint for NaN, infinite or wrongly converted weights"
+    )]
+    BadSample {
+        /// Which value.
+        what: String,
+        /// The value.
+        value: f32,
+    },
+    /// A text or trace that nothing can be learnt from.
+    #[error("{reason}")]
+    TrainingText {
+        /// What does not fit, and what would.
+        reason: String,
+    },
+    /// A setting of a training that means nothing.
+    #[error("{setting} is {found}; expected {expected}")]
+    TrainSetting {
+        /// Its name.
+        setting: &'static str,
+        /// Its value.
+        found: String,
+        /// What it can be.
+        expected: &'static str,
+    },
+    /// A loss or gradient is no number any more.
+    #[error("the training broke down at step {step}: its loss is no finite number; use a smaller learning rate (--rate)")]
+    TrainingDiverged {
+        /// The step.
+        step: u64,
+    },
+    /// A state of another training was to be resumed.
+    #[error(
+        "this is the state of another training: {difference}; resume with the settings and text that it was begun with, \
+         or remove the file to begin anew"
+    )]
+    OtherTraining {
+        /// What differs.
+        difference: String,
+    },
+    /// A preset that is not in the list.
+    #[error("unknown preset {found:?}; expected shadow, paper or dejavu")]
+    UnknownPreset {
+        /// The name as given.
+        found: String,
+    },
+    /// A criterion that is not in the list.
+    #[error("unknown criterion {found:?}; expected one of {known}")]
+    UnknownCriterion {
+        /// The name as given.
+        found: String,
+        /// All names.
+        known: &'static str,
+    },
+    /// A loss that is not in the list.
+    #[error("unknown loss {found:?}; expected mse, bce or listwise")]
+    UnknownLoss {
+        /// The name as given.
+        found: String,
+    },
     /// A scores or predictor file that was made for another model.
     #[error("made for the model {found}, but this model is {expected}; use a file that was made for this model")]
     OtherModel {

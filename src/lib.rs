@@ -20,6 +20,7 @@
 //! | --- | --- |
 //! | [`generate`] | engine, sessions, sampling, streaming, tokenizers, chat templates |
 //! | [`eval`] | perplexity and log-likelihoods |
+//! | [`learn`] | what units count for a token, and the training of predictors |
 //! | [`sparsity`] | budgets, plans and the policies that make them, predictors |
 //! | [`model`] | configuration to layers, the forward pass, the key/value cache |
 //! | [`kernels`] | CPU kernels, each for several instruction sets |
@@ -32,6 +33,7 @@ mod error;
 pub mod eval;
 pub mod generate;
 pub mod kernels;
+pub mod learn;
 pub mod model;
 pub mod sparsity;
 pub mod tensor;

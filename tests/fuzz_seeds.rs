@@ -52,7 +52,7 @@ fn predictors() {
             normalization,
             activation: HiddenActivation::Relu,
             criterion: "test".to_owned(),
-            training: Training { data: "none".to_owned(), tokens: 0, seed: 1 },
+            training: Training { data: "none".to_owned(), seed: 1, ..Training::default() },
             validated: Vec::new(),
         };
         let mut weights = random_predictor(&info, &config, 2, 2, 1);

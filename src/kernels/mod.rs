@@ -43,6 +43,7 @@
 //! * Steady state allocates nothing: scratch memory belongs to the [`Cpu`] and is reused.
 
 mod activation;
+mod adamw;
 mod attention;
 mod bandwidth;
 mod cpu;
@@ -62,6 +63,7 @@ mod softmax;
 mod testing;
 
 pub use activation::{activate, gated};
+pub use adamw::AdamW;
 pub use attention::{AttentionShape, attention, attention_bytes, attention_gather, attention_gather_bytes};
 pub use bandwidth::{peak_flops, read_bandwidth, read_passes};
 pub use cpu::{Compute, Cpu, CpuOptions};
@@ -73,7 +75,8 @@ pub use gather::{
 };
 pub use isa::IsaName;
 pub(crate) use isa::Kernel;
-pub use linear::{linear, linear_bytes};
+pub(crate) use linear::linear_f32;
+pub use linear::{bias_gradient, input_gradient, linear, linear_bytes, weight_gradient};
 pub use norm::{layer_norm, rms_norm};
 pub use reduce::{argmax, log_sum_exp};
 pub use rope::{RopeTable, rope};

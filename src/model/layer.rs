@@ -5,7 +5,7 @@
 
 use shadowllm_weights::{Activation, ModelConfig};
 
-use crate::kernels::{Cpu, RopeTable, layer_norm, linear, rms_norm};
+use crate::kernels::{Cpu, RopeTable, embed_row, layer_norm, linear, rms_norm};
 use crate::tensor::Matrix;
 
 /// `y = W x + b`.
@@ -108,6 +108,27 @@ pub enum Ffn {
         /// `[d, F]`.
         down: Linear,
     },
+}
+
+impl Ffn {
+    /// The second matrix, `[d, F]`: what a neuron adds to the residual stream is its inner times its column.
+    pub fn second(&self) -> &Linear {
+        match self {
+            Ffn::Plain { fc2, .. } => fc2,
+            Ffn::Gated { down, .. } => down,
+        }
+    }
+
+    /// Squared norm of every column of the second matrix, `[F]`.
+    pub fn output_squares(&self, cpu: &Cpu) -> Vec<f64> {
+        let weight = &self.second().weight;
+        let (mut squares, mut row) = (vec![0.0; weight.cols()], vec![0.0; weight.cols()]);
+        for i in 0..weight.rows() {
+            embed_row(cpu, weight, i, &mut row);
+            squares.iter_mut().zip(&row).for_each(|(square, w)| *square += f64::from(*w) * f64::from(*w));
+        }
+        squares
+    }
 }
 
 /// One decoder layer.

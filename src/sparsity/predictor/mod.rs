@@ -33,14 +33,16 @@ mod write;
 
 use std::ops::Range;
 
-pub use info::{HiddenActivation, Normalization, PredictorInfo, PredictorInput, Ranking, Training, Validation};
+pub use info::{HiddenActivation, Normalization, PredictorInfo, PredictorInput, Ranking, Training, TrainingRun, Validation};
 pub use synthetic::{constant_predictor, random_predictor};
 pub use write::{LayerWeights, NetworkWeights, StationWeights, WeightFormat, write_predictor};
+
+pub(crate) use normalize::{Standard, min_max};
+pub(crate) use write::predictor_bytes;
 
 use super::{Scores, Units};
 use crate::kernels::Cpu;
 use crate::{Error, Result};
-use normalize::Standard;
 use weights::Layer;
 
 /// A predictor in memory. Immutable: any number of sequences may use it at once.
@@ -148,7 +150,7 @@ impl Predictor {
         let PredictorScratch { input, trunk, hidden, integers } = scratch;
         let x = match (self.info.normalization, &networks.standard) {
             (Normalization::MinMax, _) => {
-                normalize::min_max(x, input);
+                min_max(x, input);
                 &*input
             }
             (Normalization::Standardize, Some(standard)) => {
