@@ -379,7 +379,9 @@ pub enum Error {
         expected: &'static str,
     },
     /// A loss or gradient is no number any more.
-    #[error("the training broke down at step {step}: its loss is no finite number; use a smaller learning rate (--rate)")]
+    #[error(
+        "the training broke down at step {step}: its loss is no finite number; use a smaller learning rate (--rate)"
+    )]
     TrainingDiverged {
         /// The step.
         step: u64,
@@ -392,6 +394,12 @@ pub enum Error {
     OtherTraining {
         /// What differs.
         difference: String,
+    },
+    /// The state of a run that was stopped would be overwritten.
+    #[error("{} holds the state of a run that was stopped; go on with --resume, or remove the file to begin anew", path.display())]
+    StateExists {
+        /// The state.
+        path: std::path::PathBuf,
     },
     /// A preset that is not in the list.
     #[error("unknown preset {found:?}; expected shadow, paper or dejavu")]

@@ -19,7 +19,9 @@ mod options;
 mod pack;
 mod plan;
 mod random_model;
+mod samples;
 mod sparsity;
+mod train;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -50,6 +52,7 @@ enum Command {
     Import(import::Import),
     Pack(pack::Pack),
     CalibrateGate(calibrate_gate::CalibrateGate),
+    Train(Box<train::Train>),
     #[command(subcommand)]
     Eval(eval::Eval),
     Logits(logits::Logits),
@@ -90,6 +93,7 @@ fn dispatch(cli: Cli, console: &mut Console) -> Result<()> {
         Some(Command::Import(command)) => command.run(console),
         Some(Command::Pack(command)) => command.run(console),
         Some(Command::CalibrateGate(command)) => command.run(console),
+        Some(Command::Train(command)) => command.run(console),
         Some(Command::Eval(command)) => command.run(console),
         Some(Command::Logits(command)) => command.run(console),
         Some(Command::RandomModel(command)) => command.run(console),

@@ -89,8 +89,7 @@ mod tests {
     use crate::kernels::testing::{cpu, on_every_isa, values};
     use crate::kernels::{Compute, IsaName};
 
-    const SETTINGS: AdamW =
-        AdamW { learning_rate: 1e-2, beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.1 };
+    const SETTINGS: AdamW = AdamW { learning_rate: 1e-2, beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.1 };
 
     fn steps_agree_with_the_definition(isa: IsaName) {
         for threads in [1, 3] {

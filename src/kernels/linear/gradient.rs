@@ -267,5 +267,10 @@ mod tests {
         });
     }
 
-    on_every_isa!(other_gradients_agree, agrees_with_the_oracle, threads_change_nothing, special_values_spread_to_what_depends_on_them);
+    on_every_isa!(
+        other_gradients_agree,
+        agrees_with_the_oracle,
+        threads_change_nothing,
+        special_values_spread_to_what_depends_on_them
+    );
 }

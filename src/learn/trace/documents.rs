@@ -22,11 +22,11 @@ fn cut(text: &str) -> Vec<&str> {
     let mut rest = text;
     while rest.len() > DOCUMENT_BYTES {
         let from = boundary(rest, DOCUMENT_BYTES);
-        // A text of one endless line is cut where it must be.
+        // An endless line is cut where it must be.
         let most = boundary(rest, 2 * DOCUMENT_BYTES);
         let tail = &rest[from..most];
         let end = ["\n\n", "\n"].iter().find_map(|mark| tail.find(mark).map(|at| from + at + mark.len()));
-        let (document, after) = rest.split_at(end.unwrap_or(from));
+        let (document, after) = rest.split_at(end.unwrap_or(if most == rest.len() { most } else { from }));
         documents.push(document);
         rest = after;
     }

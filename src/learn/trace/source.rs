@@ -74,7 +74,8 @@ impl<'a> TextSource<'a> {
         }
         let stations = &options.stations;
         let ascending = stations.windows(2).all(|pair| pair[0] < pair[1]);
-        if stations.first() != Some(&0) || !ascending || stations.last().is_some_and(|&last| last + 1 >= config.layers) {
+        if stations.first() != Some(&0) || !ascending || stations.last().is_some_and(|&last| last + 1 >= config.layers)
+        {
             return Err(Error::TrainSetting {
                 setting: "list of stations",
                 found: format!("{stations:?}"),

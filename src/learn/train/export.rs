@@ -14,11 +14,11 @@ use crate::Result;
 use crate::kernels::Cpu;
 use crate::learn::compact::CompactRows;
 use crate::learn::samples::SampleInfo;
+use crate::sparsity::Scores;
 use crate::sparsity::predictor::{
     LayerWeights, NetworkWeights, Normalization, Predictor, PredictorInfo, PredictorScratch, StationWeights, Training,
     TrainingRun, Wanted, WeightFormat, predictor_bytes,
 };
-use crate::sparsity::Scores;
 
 /// A trained predictor and what it was judged on.
 #[derive(Clone, Debug)]
@@ -116,12 +116,7 @@ impl Trained {
                 Some(factors) => format!("{} ({})", factors.criterion, info.criterion),
                 None => info.criterion.clone(),
             },
-            training: Training {
-                data: info.data.clone(),
-                tokens: self.tokens(),
-                seed: options.seed,
-                run: Some(run),
-            },
+            training: Training { data: info.data.clone(), tokens: self.tokens(), seed: options.seed, run: Some(run) },
             validated: Vec::new(),
         }
     }

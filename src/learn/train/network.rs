@@ -180,7 +180,8 @@ impl Networks {
         let mut means = [0.0; 2];
         for (kind, output) in self.outputs.iter_mut().enumerate() {
             let Some(output) = output else { continue };
-            let (codes, loss, weight) = (expected.codes[kind], expected.losses[kind], expected.weights[kind] / t as f32);
+            let (codes, loss, weight) =
+                (expected.codes[kind], expected.losses[kind], expected.weights[kind] / t as f32);
             let [h, dh] = &mut hidden[output.hidden];
             for block in output.blocks() {
                 let rows = block.start * output.width..block.end * output.width;

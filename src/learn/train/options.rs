@@ -254,7 +254,10 @@ mod tests {
                 TrainOptions { portion: Some(5), ..base.clone() },
                 "portion is 5; expected at least the samples of one batch",
             ),
-            (TrainOptions { learning_rate: f32::NAN, ..base.clone() }, "learning rate is NaN; expected a number over 0"),
+            (
+                TrainOptions { learning_rate: f32::NAN, ..base.clone() },
+                "learning rate is NaN; expected a number over 0",
+            ),
             (TrainOptions { clip: -1.0, ..base.clone() }, "clip is -1; expected a number from 0"),
             (TrainOptions { warm_up: 2.0, ..base.clone() }, "warm-up is 2; expected a share from 0 to 1"),
             (TrainOptions { held_out: 0.0, ..base.clone() }, "held-out share is 0; expected a share over 0, to 0.5"),

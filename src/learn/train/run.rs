@@ -114,7 +114,8 @@ impl<'a> Trainer<'a> {
         let losses = losses(&info, options);
         let progress =
             Progress { norms: vec![0; networks.len()], best: f64::INFINITY.to_bits(), ..Progress::default() };
-        let state = State { progress, networks, best: Vec::new(), standards: Vec::new(), means: [Vec::new(), Vec::new()] };
+        let state =
+            State { progress, networks, best: Vec::new(), standards: Vec::new(), means: [Vec::new(), Vec::new()] };
         let [portion, held_out] = [CompactRows::new(&info), CompactRows::new(&info)];
         let (batch, work, x) = (SampleBatch::default(), BatchWork::default(), Vec::new());
         Ok(Trainer {

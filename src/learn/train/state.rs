@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use shadowllm_weights::{DType, SafetensorsWriter, TensorSpec};
 
 use super::TrainReport;
@@ -186,18 +187,16 @@ fn difference(
     options: &TrainOptions,
 ) -> Result<Option<String>> {
     let fields = |samples: &SampleInfo, options: &TrainOptions, rows: [u64; 2]| {
-        let value = serde_json::json!({ "samples": samples, "rows": rows, "options": options });
-        let mut flat = BTreeMap::new();
-        for group in ["samples", "options"] {
-            if let Some(object) = value[group].as_object() {
-                flat.extend(object.iter().map(|(key, value)| (key.clone(), value.clone())));
-            }
-        }
-        flat.insert("rows".to_owned(), value["rows"].clone());
-        flat
+        // As text, because f32 is widened in a value that was never text.
+        let json = serde_json::to_string(&(samples, options))?;
+        let (samples, options): (BTreeMap<String, Value>, BTreeMap<String, Value>) = serde_json::from_str(&json)?;
+        Ok(samples.into_iter().chain(options).chain([("rows".to_owned(), serde_json::json!(rows))]).collect())
     };
-    let was = fields(&found.samples, &found.options, found.rows);
-    let is = fields(info, options, rows);
+    let fields = |samples: &SampleInfo, options: &TrainOptions, rows| -> Result<BTreeMap<String, Value>> {
+        fields(samples, options, rows).map_err(|e: serde_json::Error| metadata(e.to_string()))
+    };
+    let was = fields(&found.samples, &found.options, found.rows)?;
+    let is = fields(info, options, rows)?;
     let different = was.iter().find(|(key, value)| is.get(*key) != Some(value));
     Ok(different.map(|(key, value)| {
         let now = is.get(key).map_or_else(|| "missing".to_owned(), ToString::to_string);

@@ -129,7 +129,10 @@ fn a_teacher_is_recovered_in_every_form() {
         for judgement in [&exported.heads, &exported.neurons] {
             let judgement = judgement.as_ref().unwrap();
             let ranking = judgement.ranking;
-            assert!(ranking.recall > 0.88 && ranking.recall > ranking.recall_of_mean + 0.25, "{options:?}: {ranking:?}");
+            assert!(
+                ranking.recall > 0.88 && ranking.recall > ranking.recall_of_mean + 0.25,
+                "{options:?}: {ranking:?}"
+            );
             assert!(ranking.spearman > 0.8 && ranking.spearman > ranking.spearman_of_mean + 0.4, "{ranking:?}");
             assert!(judgement.loss < 0.8 * judgement.loss_of_mean || options.loss == Loss::Listwise, "{judgement:?}");
             assert_eq!(judgement.layers.len(), 2);
@@ -152,7 +155,7 @@ fn the_same_bits_for_any_number_of_threads() {
         .map(threads)
         .iter()
         .map(|cpu| file(cpu, &run(cpu, &mut Teacher::new(40), &options()), WeightFormat::F32).0)
-        .into();
+        .collect();
     assert!(files[0] == files[1] && files[1] == files[2]);
     let other = TrainOptions { seed: 1, ..options() };
     let cpu = threads(1);
@@ -174,8 +177,10 @@ fn a_run_that_is_stopped_anywhere_and_resumed_gives_the_same_bits() {
             if events > stop_after { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         })
     };
-    // A failing source, then stops at ever later events until the run gets through.
-    assert!(matches!(resume(20, usize::MAX, false), Err(Error::BadSample { .. })));
+    // A source that fails at once, a stop after the first portion, then stops at ever later events until the run gets through.
+    assert!(matches!(resume(0, usize::MAX, false), Err(Error::BadSample { .. })));
+    assert!(!state.exists());
+    assert!(matches!(resume(usize::MAX, 60, false), Err(Error::Interrupted)));
     assert!(state.exists());
     let mut stops = 0;
     let trained = loop {
@@ -202,9 +207,8 @@ fn states_that_do_not_fit_say_why() {
         train(&cpu, source, options, None, Some(state), resume, &mut go_on)
     };
     run(&mut Teacher::new(30), &options(), &state, false).unwrap();
-    let message = |source: &mut Teacher, options: &TrainOptions| {
-        run(source, options, &state, true).unwrap_err().to_string()
-    };
+    let message =
+        |source: &mut Teacher, options: &TrainOptions| run(source, options, &state, true).unwrap_err().to_string();
     let shown = state.display();
     let other = TrainOptions { learning_rate: 0.5, ..options() };
     assert_eq!(
@@ -236,7 +240,7 @@ fn text_that_cannot_be_divided_says_so() {
     let error = train(&cpu, &mut one, &options(), None, None, false, &mut go_on).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "of 40 tokens none are left to judge on: documents are divided whole, and 0.15 of them are held out; \
+        "of 40 tokens none are left to train on: documents are divided whole, and 0.15 of them are held out; \
          use more text or another seed"
     );
     let wild = TrainOptions { learning_rate: 1e30, clip: 0.0, ..options() };

@@ -33,7 +33,9 @@ mod write;
 
 use std::ops::Range;
 
-pub use info::{HiddenActivation, Normalization, PredictorInfo, PredictorInput, Ranking, Training, TrainingRun, Validation};
+pub use info::{
+    HiddenActivation, Normalization, PredictorInfo, PredictorInput, Ranking, Training, TrainingRun, Validation,
+};
 pub use synthetic::{constant_predictor, random_predictor};
 pub use write::{LayerWeights, NetworkWeights, StationWeights, WeightFormat, write_predictor};
 
