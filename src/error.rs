@@ -94,6 +94,12 @@ pub enum Error {
         /// The option that is missing.
         option: &'static str,
     },
+    /// The oracle was to decode.
+    #[error(
+        "the policy oracle knows what the dense model computes for a token, so it can be evaluated (eval perplexity, eval tasks) \
+         but not decode"
+    )]
+    OracleDecodes,
     /// A plan was to be shown, but of no prompt.
     #[error("a plan is made for a token: give a prompt with --prompt TEXT or --prompt-ids ID,ID,...")]
     PlanNeedsPrompt,
@@ -121,6 +127,29 @@ pub enum Error {
         /// What does not fit, and what would.
         reason: String,
     },
+    /// A rule of decision that is not in the list.
+    #[error(
+        "unknown decision {found:?}; expected causal (each token on its own) or sequence (the last token for the whole text)"
+    )]
+    UnknownDecision {
+        /// The name as given.
+        found: String,
+    },
+    /// An importance for the oracle that is not in the list.
+    #[error("unknown importance {found:?}; expected magnitude")]
+    UnknownImportance {
+        /// The name as given.
+        found: String,
+    },
+    /// The last token of a text was to decide for all of it, but the policy looks at no token.
+    #[error(
+        "decision sequence makes one plan of a text from its last token, but the plans of policy {policy} with this budget \
+         depend on no token; use decision causal"
+    )]
+    NothingToDecide {
+        /// The policy.
+        policy: &'static str,
+    },
     /// The model's logits are no numbers, so nothing can be measured with them.
     #[error(
         "the logits of window {window} are not finite: the forward pass broke down; \
@@ -129,6 +158,69 @@ pub enum Error {
     BadLogits {
         /// Window of the text, from 0.
         window: usize,
+    },
+    /// A task that is not in the list.
+    #[error("unknown task {found:?}; known are {known}")]
+    UnknownTask {
+        /// The name as given.
+        found: String,
+        /// All names.
+        known: String,
+    },
+    /// A record that is not of its task.
+    #[error("line {line}: {reason}")]
+    TaskRecord {
+        /// Line of the file, from 1.
+        line: usize,
+        /// What is wrong, and what would be right.
+        reason: String,
+    },
+    /// A task file without records.
+    #[error("there are no records in it; a task file has one JSON object per line")]
+    TaskEmpty,
+    /// A choice that cannot be scored.
+    #[error("choice {choice}: {reason}")]
+    TaskPrompt {
+        /// From 1.
+        choice: usize,
+        /// Why not.
+        reason: String,
+    },
+    /// A question that cannot be asked.
+    #[error("question {question}, {source}")]
+    TaskQuestion {
+        /// Among the questions of the file, from 1.
+        question: usize,
+        /// What is wrong with it.
+        source: Box<Error>,
+    },
+    /// Examples were asked for, but not said where from.
+    #[error("examples for {task} are wanted, but no file of them was given; use --shots-from {task}=FILE")]
+    NoShots {
+        /// The task.
+        task: &'static str,
+    },
+    /// Examples in front of questions were asked for, but there are too few.
+    #[error(
+        "{wanted} examples are wanted in front of every question, but there are records for {found}; \
+         use fewer shots or a longer file"
+    )]
+    TooFewShots {
+        /// Examples for each question.
+        wanted: usize,
+        /// Records to draw from.
+        found: usize,
+    },
+    /// A likelihood that is no number, so nothing can be compared with it.
+    #[error(
+        "the log-likelihood of choice {choice} of question {question} is not finite: the forward pass broke down; \
+         check the checkpoint for NaN, infinite or wrongly converted weights"
+    )]
+    BadLikelihood {
+        /// From 1.
+        question: usize,
+        /// From 1.
+        choice: usize,
     },
     /// The work was interrupted on request.
     #[error("interrupted")]
@@ -400,6 +492,40 @@ pub enum Error {
     StateExists {
         /// The state.
         path: std::path::PathBuf,
+    },
+    /// A shard that cannot be.
+    #[error("unknown shard {found:?}; expected K/N, machine K of N, such as 1/4")]
+    UnknownShard {
+        /// As given.
+        found: String,
+    },
+    /// A folder without a trace.
+    #[error("{} has no trace files (trace-00000.safetensors and so on); make them with `shadowllm trace`", path.display())]
+    NoTrace {
+        /// The folder.
+        path: std::path::PathBuf,
+    },
+    /// Files of a trace are missing.
+    #[error(
+        "the trace in {} is not complete: of {of} files, {} are not there, the first of them file {}; run `shadowllm trace` again \
+         for the shards that are missing, into this folder",
+        path.display(), missing.len(), missing.first().copied().unwrap_or(*of)
+    )]
+    TraceIncomplete {
+        /// The folder.
+        path: std::path::PathBuf,
+        /// Their numbers.
+        missing: Vec<usize>,
+        /// Files of the whole trace.
+        of: usize,
+    },
+    /// A trace file that is of another trace than its neighbours, or than is being written.
+    #[error("{} belongs to another trace: {reason}; use another folder, or remove the files that do not belong", path.display())]
+    OtherTrace {
+        /// The file.
+        path: std::path::PathBuf,
+        /// What differs.
+        reason: String,
     },
     /// A preset that is not in the list.
     #[error("unknown preset {found:?}; expected shadow, paper or dejavu")]

@@ -18,6 +18,7 @@ mod logits;
 mod options;
 mod pack;
 mod plan;
+mod policy;
 mod random_model;
 mod samples;
 mod sparsity;

@@ -38,6 +38,15 @@ impl File {
         File::new(storage).map_err(|e| e.in_file(path))
     }
 
+    /// Maps and checks a file that is too large to be read whole. Its values are read when they are asked for.
+    ///
+    /// # Errors
+    /// As [`File::read`].
+    pub(crate) fn map(path: &Path) -> Result<File> {
+        let storage = Storage::map(path)?;
+        File::new(storage).map_err(|e| e.in_file(path))
+    }
+
     /// As [`File::read`], for the content of a file.
     pub(crate) fn from_bytes(bytes: &[u8]) -> Result<File> {
         File::new(Storage::owned(bytes))
@@ -145,6 +154,24 @@ impl File {
             return Err(wrong_type(entry, "F32"));
         }
         Ok(self.tensor(name, shape)?.to_f32())
+    }
+
+    /// The bytes of a tensor of exactly this shape and type.
+    ///
+    /// # Errors
+    /// As [`File::entry`], and [`Error::FileTensorType`].
+    pub(crate) fn bytes(&self, name: &str, shape: &[usize], dtype: Dtype) -> Result<&[u8]> {
+        let entry = self.entry(name, shape)?;
+        if entry.dtype != dtype {
+            let expected = match dtype {
+                Dtype::U8 => "U8",
+                Dtype::U32 => "U32",
+                Dtype::F16 => "F16",
+                _ => "F32",
+            };
+            return Err(wrong_type(entry, expected));
+        }
+        Ok(&self.storage.bytes()[entry.range.clone()])
     }
 
     /// The bytes of an I8 tensor: its place in the file's memory.

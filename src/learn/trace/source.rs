@@ -1,8 +1,9 @@
 //! Samples straight from text: nothing is stored.
 
 use super::TokenCriterion;
+use super::windows::{Window, Windows};
 use crate::kernels::Cpu;
-use crate::learn::samples::{SampleBatch, SampleInfo, SampleSource, shuffle};
+use crate::learn::samples::{SampleBatch, SampleInfo, SampleSource, mix, shuffle};
 use crate::model::{KvCache, Model, Probe, Rows, Segment, Workspace};
 use crate::sparsity::ModelIdentity;
 use crate::sparsity::predictor::PredictorInput;
@@ -23,25 +24,15 @@ pub struct SampleOptions {
     pub data: String,
 }
 
-/// Part of a document.
-#[derive(Clone, Copy, Debug)]
-struct Window {
-    document: u32,
-    start: usize,
-    len: usize,
-}
-
-/// Samples of documents. Windows of short documents are read several at a time.
+/// Samples of documents, window by window.
 pub struct TextSource<'a> {
     cpu: &'a Cpu,
     model: &'a Model,
     criterion: Box<dyn TokenCriterion>,
     info: SampleInfo,
-    window: usize,
     documents: Vec<Vec<u32>>,
-    windows: Vec<Window>,
-    next: usize,
-    caches: Vec<KvCache>,
+    windows: Windows,
+    cache: KvCache,
     workspace: Workspace,
 }
 
@@ -90,8 +81,9 @@ impl<'a> TextSource<'a> {
             let pieces: Vec<_> = pieces.filter(|&(_, len)| len > 1).collect();
             pieces.into_iter().map(move |(start, len)| Window { document: index as u32, start, len })
         };
-        let mut windows: Vec<Window> = documents.iter().enumerate().flat_map(cut).collect();
-        shuffle(options.seed, &mut windows);
+        let mut all: Vec<Window> = documents.iter().enumerate().flat_map(cut).collect();
+        shuffle(options.seed, &mut all);
+        let windows = Windows { all, next: 0 };
         let info = SampleInfo {
             model: ModelIdentity::of(model),
             layers: config.layers,
@@ -106,24 +98,29 @@ impl<'a> TextSource<'a> {
             criterion: criterion.name().to_owned(),
             data: options.data.clone(),
         };
-        let (caches, workspace) = (Vec::new(), Workspace::default());
-        Ok(TextSource { cpu, model, criterion, info, window, documents, windows, next: 0, caches, workspace })
+        let (cache, workspace) = (KvCache::new(config, window), Workspace::default());
+        Ok(TextSource { cpu, model, criterion, info, documents, windows, cache, workspace })
     }
 
-    /// Windows of wanted documents from the next one on, as many as are read at a time.
-    fn take(&mut self, wanted: &dyn Fn(u32) -> bool) -> Vec<Window> {
-        let (mut taken, mut tokens) = (Vec::new(), 0);
-        while let Some(&window) = self.windows.get(self.next) {
-            if wanted(window.document) {
-                tokens += window.len;
-                if tokens > self.window && !taken.is_empty() {
-                    break;
-                }
-                taken.push(window);
-            }
-            self.next += 1;
+    /// What it computes with.
+    pub(super) fn cpu(&self) -> &'a Cpu {
+        self.cpu
+    }
+
+    /// All windows, in order.
+    pub(super) fn windows(&self) -> &[Window] {
+        &self.windows.all
+    }
+
+    /// A hash of all tokens, windows and their order.
+    pub(super) fn text_hash(&self) -> String {
+        let mut hash = 0;
+        for window in &self.windows.all {
+            let tokens = &self.documents[window.document as usize][window.start..window.start + window.len];
+            let numbers = [u64::from(window.document), window.start as u64, window.len as u64];
+            hash = numbers.into_iter().chain(tokens.iter().map(|&t| u64::from(t))).fold(hash, mix);
         }
-        taken
+        format!("{hash:016x}")
     }
 }
 
@@ -133,41 +130,33 @@ impl SampleSource for TextSource<'_> {
     }
 
     fn rows(&self, wanted: &dyn Fn(u32) -> bool) -> u64 {
-        self.windows.iter().filter(|w| wanted(w.document)).map(|w| w.len as u64).sum()
+        self.windows.rows(wanted)
     }
 
     fn next(&mut self, wanted: &dyn Fn(u32) -> bool, batch: &mut SampleBatch) -> Result<bool> {
-        let windows = self.take(wanted);
-        batch.resize(&self.info, windows.iter().map(|w| w.len).sum());
-        if windows.is_empty() {
+        let Some(index) = self.windows.take(wanted) else {
+            batch.resize(&self.info, 0);
             return Ok(false);
-        }
-        let mut rows = batch.documents.iter_mut();
-        for window in &windows {
-            rows.by_ref().take(window.len).for_each(|document| *document = window.document);
-        }
-        while self.caches.len() < windows.len() {
-            self.caches.push(KvCache::new(&self.model.config, self.window));
-        }
-        let mut segments = Vec::with_capacity(windows.len());
-        for (window, cache) in windows.iter().zip(&mut self.caches) {
-            cache.truncate(0);
-            let tokens = &self.documents[window.document as usize][window.start..window.start + window.len];
-            segments.push(Segment { tokens, cache });
-        }
+        };
+        let Window { document, start, len } = self.windows.all[index];
+        batch.resize(&self.info, len);
+        batch.documents.fill(document);
+        self.cache.truncate(0);
+        let tokens = &self.documents[document as usize][start..start + len];
+        let segment = Segment { tokens, cache: &mut self.cache };
         let mut recorder = Recorder { info: &self.info, criterion: &*self.criterion, batch, scratch: Vec::new() };
         let (cpu, model, workspace) = (self.cpu, self.model, &mut self.workspace);
-        cpu.install(|| model.forward(cpu, &mut segments, workspace, &mut recorder))?;
+        cpu.install(|| model.forward(cpu, &mut [segment], workspace, &mut recorder))?;
         batch.validate(&self.info)?;
         Ok(true)
     }
 
     fn position(&self) -> u64 {
-        self.next as u64
+        self.windows.next as u64
     }
 
     fn seek(&mut self, position: u64) {
-        self.next = usize::try_from(position).unwrap_or(usize::MAX).min(self.windows.len());
+        self.windows.seek(position);
     }
 }
 

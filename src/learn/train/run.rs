@@ -372,16 +372,14 @@ pub(super) fn gather(
 ) {
     out.clear();
     let mut row = Vec::with_capacity(n);
-    let mut normalised = Vec::with_capacity(n);
     for &index in rows {
         row.clear();
         row.extend(x[index as usize * n..][..n].iter().map(|v| v.to_f32()));
         match (normalization, standard) {
-            (Normalization::MinMax, _) => min_max(&row, &mut normalised),
-            (Normalization::Standardize, Some(standard)) => standard.apply(&row, &mut normalised),
-            _ => normalised.clone_from(&row),
+            (Normalization::MinMax, _) => min_max(&row, out),
+            (Normalization::Standardize, Some(standard)) => standard.apply(&row, out),
+            _ => out.extend_from_slice(&row),
         }
-        out.extend_from_slice(&normalised);
     }
 }
 

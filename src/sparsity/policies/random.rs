@@ -104,6 +104,10 @@ impl Policy for Random {
         Ok(())
     }
 
+    fn fork(&self) -> Box<dyn Policy> {
+        Box::new(self.clone())
+    }
+
     fn bytes_per_decision(&self) -> u64 {
         0
     }
