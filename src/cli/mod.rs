@@ -22,6 +22,7 @@ mod policy;
 mod random_model;
 mod samples;
 mod sparsity;
+mod trace;
 mod train;
 
 use std::ffi::OsString;
@@ -54,6 +55,7 @@ enum Command {
     Pack(pack::Pack),
     CalibrateGate(calibrate_gate::CalibrateGate),
     Train(Box<train::Train>),
+    Trace(Box<trace::Trace>),
     #[command(subcommand)]
     Eval(eval::Eval),
     Logits(logits::Logits),
@@ -95,6 +97,7 @@ fn dispatch(cli: Cli, console: &mut Console) -> Result<()> {
         Some(Command::Pack(command)) => command.run(console),
         Some(Command::CalibrateGate(command)) => command.run(console),
         Some(Command::Train(command)) => command.run(console),
+        Some(Command::Trace(command)) => command.run(console),
         Some(Command::Eval(command)) => command.run(console),
         Some(Command::Logits(command)) => command.run(console),
         Some(Command::RandomModel(command)) => command.run(console),

@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 use clap::{Args, ValueEnum};
 
 use super::console::read_text;
-use crate::Result;
+use crate::eval::tasks::{Shots, read_items, task};
 use crate::generate::Engine;
 use crate::learn::trace::{SampleOptions, Text, TextSource, choose_documents, criterion};
 use crate::learn::train::PresetSamples;
 use crate::sparsity::predictor::PredictorInput;
+use crate::{Error, Result};
 
 /// Which text, and what is noted of it.
 #[derive(Clone, Debug, Args)]
@@ -19,6 +20,15 @@ pub(super) struct SampleArgs {
     /// file gives an equal share of the tokens as long as it lasts.
     #[arg(long, value_name = "FILE", num_args = 1..)]
     pub text: Vec<PathBuf>,
+
+    /// Records of a task to learn from, jsonl with the columns of Hugging Face, each with its right answer: piqa, copa, openbookqa,
+    /// winogrande, rte, hellaswag or arc_easy. As texts they give an equal share of the tokens.
+    #[arg(long, value_name = "NAME=FILE", num_args = 1..)]
+    pub tasks: Vec<String>,
+
+    /// Examples in front of each record of a task, other records of its file.
+    #[arg(long, value_name = "K", default_value_t = 0)]
+    pub shots: usize,
 
     /// Tokens to learn from.
     #[arg(long, value_name = "N", default_value_t = 200_000)]
@@ -67,14 +77,22 @@ impl SampleArgs {
     /// Samples of the files, with the preset's settings where none are given.
     pub(super) fn source<'a>(&self, engine: &'a Engine, preset: &PresetSamples) -> Result<TextSource<'a>> {
         let (tokenizer, config) = (engine.tokenizer()?, engine.config());
-        let mut texts = Vec::with_capacity(self.text.len());
+        let mut texts = Vec::with_capacity(self.text.len() + self.tasks.len());
         for path in &self.text {
-            texts.push(Text { name: name(path), content: read_text(path)? });
+            texts.push(Text::plain(&name(path), &read_text(path)?)?);
+        }
+        for given in &self.tasks {
+            texts.push(self.task(given)?);
+        }
+        if texts.is_empty() {
+            let reason =
+                "there is nothing to learn from; give texts with --text FILE or records with --tasks NAME=FILE";
+            return Err(Error::TrainingText { reason: reason.to_owned() });
         }
         let mut encode = |text: &str| Ok(tokenizer.encode(text, false)?);
         let (documents, counts) = choose_documents(&texts, self.tokens, self.seed, &mut encode)?;
         let data: Vec<String> =
-            texts.iter().zip(counts).map(|(text, count)| format!("{} ({count} documents)", text.name)).collect();
+            texts.iter().zip(counts).map(|(text, count)| format!("{} ({count} documents)", text.name())).collect();
         let options = SampleOptions {
             input: self.input.map_or(preset.input, PredictorInput::from),
             stations: self.stations.clone().unwrap_or_else(|| preset.stations.clone()),
@@ -85,6 +103,24 @@ impl SampleArgs {
         let name = self.criterion.as_deref().unwrap_or(preset.criterion);
         let criterion = criterion(name, engine.cpu(), engine.model())?;
         TextSource::new(engine.cpu(), engine.model(), criterion, documents, &options)
+    }
+
+    /// The records of a task as texts: what is asked and the right answer, behind other records.
+    fn task(&self, given: &str) -> Result<Text> {
+        let (name, file) = given.split_once('=').ok_or_else(|| Error::TrainingText {
+            reason: format!("--tasks {given:?} names no file; expected NAME=FILE, such as piqa=piqa_train.jsonl"),
+        })?;
+        let path = Path::new(file);
+        let items = read_items(path, task(name)?, None)?;
+        let mut shots = match self.shots {
+            0 => Shots::none(),
+            count => Shots::new(&items, count, self.seed).map_err(|error| error.in_file(path))?,
+        };
+        let documents = items.iter().filter_map(|item| {
+            let (context, answer) = item.requests(&shots.draw()).into_iter().nth(item.gold)?;
+            Some(context + &answer)
+        });
+        Text::documents(&self::name(path), documents.collect())
     }
 }
 

@@ -9,7 +9,10 @@ use serde::Serialize;
 use super::console::Console;
 use super::options::ModelArgs;
 use super::samples::SampleArgs;
+use crate::learn::SampleSource;
+use crate::learn::trace::TraceSource;
 use crate::learn::train::{Judgement, Loss, Preset, TrainEvent, TrainOptions, TrainReport, Width, train};
+use crate::sparsity::ModelIdentity;
 use crate::sparsity::predictor::WeightFormat;
 use crate::{Error, Result};
 
@@ -27,6 +30,10 @@ pub(super) struct Train {
 
     #[command(flatten)]
     samples: SampleArgs,
+
+    /// Learn from the trace in this folder, which `shadowllm trace` made, in place of text.
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["text", "tasks", "shots", "tokens", "window", "input", "stations", "criterion"])]
+    trace: Option<PathBuf>,
 
     /// The file to write.
     #[arg(long, value_name = "FILE")]
@@ -145,17 +152,23 @@ impl Train {
     pub(super) fn run(self, console: &mut Console) -> Result<()> {
         let options = self.options();
         options.validate()?;
-        if self.samples.text.is_empty() {
-            return Err(Error::TrainingText {
-                reason: "there is nothing to learn from; give a text with --text FILE".to_owned(),
-            });
-        }
         let state = state_path(&self.out);
         if !self.resume && state.exists() {
             return Err(Error::StateExists { path: state });
         }
         let engine = self.model.fast_engine_of(&self.model.checkpoint(console)?)?;
-        let mut source = self.samples.source(&engine, &self.preset.samples(engine.config().layers))?;
+        let mut from_text;
+        let mut from_trace;
+        let source: &mut dyn SampleSource = match &self.trace {
+            Some(directory) => {
+                from_trace = TraceSource::open(directory, &ModelIdentity::of(engine.model()))?;
+                &mut from_trace
+            }
+            None => {
+                from_text = self.samples.source(&engine, &self.preset.samples(engine.config().layers))?;
+                &mut from_text
+            }
+        };
         let (bar, heeded, start) = (console.bar(0, BAR), console.heed_interrupts(), std::time::Instant::now());
         let mut rows = [None, None];
         let mut hear = |event: TrainEvent<'_>| {
@@ -173,7 +186,7 @@ impl Train {
             }
             if heeded.go_on() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         };
-        let result = train(engine.cpu(), &mut source, &options, None, Some(&state), self.resume, &mut hear);
+        let result = train(engine.cpu(), source, &options, None, Some(&state), self.resume, &mut hear);
         bar.finish_and_clear();
         if matches!(result, Err(Error::Interrupted)) && state.exists() {
             console.note(&format!("{} holds the state of this run: go on with --resume", state.display()));

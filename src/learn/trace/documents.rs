@@ -7,13 +7,38 @@ use crate::{Error, Result};
 /// and this is long enough that what lies behind it is about something else.
 const DOCUMENT_BYTES: usize = 16 << 10;
 
-/// A text with its name.
-#[derive(Clone, Debug)]
+/// Documents of one origin.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Text {
-    /// Name in messages and in the description of the data.
-    pub name: String,
-    /// The text.
-    pub content: String,
+    name: String,
+    documents: Vec<String>,
+}
+
+impl Text {
+    /// A plain text, cut into documents. The name is for messages and for the description of the data.
+    ///
+    /// # Errors
+    /// [`Error::TrainingText`] if it is empty.
+    pub fn plain(name: &str, content: &str) -> Result<Self> {
+        Self::documents(name, cut(content).into_iter().map(str::to_owned).collect())
+    }
+
+    /// Documents that are known as such.
+    ///
+    /// # Errors
+    /// [`Error::TrainingText`] if there are none.
+    pub fn documents(name: &str, documents: Vec<String>) -> Result<Self> {
+        if documents.is_empty() {
+            let reason = format!("{name} has no text; give a file with something in it");
+            return Err(Error::TrainingText { reason });
+        }
+        Ok(Text { name: name.to_owned(), documents })
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
 }
 
 /// Cuts a text at the ends of paragraphs (empty lines), or of lines where it has no paragraphs.
@@ -45,30 +70,26 @@ fn boundary(text: &str, at: usize) -> usize {
 /// in an order that depends on `seed`. `encode` turns a text into tokens. Returns also the number of documents of each text.
 ///
 /// # Errors
-/// [`Error::TrainingText`] if a text is empty; those of `encode`.
+/// Those of `encode`.
 pub fn choose_documents(
     texts: &[Text],
     tokens: usize,
     seed: u64,
     encode: &mut dyn FnMut(&str) -> Result<Vec<u32>>,
 ) -> Result<(Vec<Vec<u32>>, Vec<usize>)> {
-    let mut queues = Vec::with_capacity(texts.len());
-    for (index, text) in texts.iter().enumerate() {
-        let mut documents = cut(&text.content);
-        if documents.is_empty() {
-            let reason = format!("{} has no text; give a text file with something in it", text.name);
-            return Err(Error::TrainingText { reason });
-        }
-        shuffle(mix(seed, index as u64), &mut documents);
-        queues.push(documents.into_iter());
-    }
+    let order = |(index, text): (usize, &Text)| {
+        let mut order: Vec<usize> = (0..text.documents.len()).collect();
+        shuffle(mix(seed, index as u64), &mut order);
+        order.into_iter()
+    };
+    let mut queues: Vec<_> = texts.iter().enumerate().map(order).collect();
     let (mut chosen, mut counts, mut taken) = (Vec::new(), vec![0; texts.len()], vec![0; texts.len()]);
     while taken.iter().sum::<usize>() < tokens {
         // The text that has given least so far and has something left.
         let left = (0..queues.len()).filter(|&i| queues[i].len() > 0).min_by_key(|&i| taken[i]);
         let Some(index) = left else { break };
         let Some(document) = queues[index].next() else { break };
-        let document = encode(document)?;
+        let document = encode(&texts[index].documents[document])?;
         taken[index] += document.len();
         counts[index] += 1;
         chosen.push(document);
@@ -98,9 +119,8 @@ mod tests {
 
     #[test]
     fn texts_give_equal_shares() {
-        let text = |name: &str, letter: &str, lines: usize| Text {
-            name: name.to_owned(),
-            content: format!("{}\n", letter.repeat(999)).repeat(lines),
+        let text = |name: &str, letter: &str, lines: usize| {
+            Text::plain(name, &format!("{}\n", letter.repeat(999)).repeat(lines)).unwrap()
         };
         let texts = [text("long", "a", 2000), text("short", "b", 100), text("other", "c", 2000)];
         let mut encode = |text: &str| Ok(text.bytes().map(u32::from).collect());
@@ -111,10 +131,9 @@ mod tests {
         assert!((180_000..230_000).contains(&of(b'a')) && (180_000..230_000).contains(&of(b'c')));
         let again = choose_documents(&texts, 500_000, 1, &mut encode).unwrap().0;
         assert_eq!(documents, again);
-        let empty = Text { name: "none.txt".to_owned(), content: " \n".to_owned() };
         assert_eq!(
-            choose_documents(&[empty], 10, 1, &mut encode).unwrap_err().to_string(),
-            "none.txt has no text; give a text file with something in it"
+            Text::plain("none.txt", " \n").unwrap_err().to_string(),
+            "none.txt has no text; give a file with something in it"
         );
     }
 }

@@ -116,8 +116,7 @@ impl Preset {
         }
     }
 
-    /// Its settings. Hidden units of `dejavu` are shared out over its stations: all of them together are as wide as those of the
-    /// others, because its files are to be as large.
+    /// Its settings.
     pub fn options(self) -> TrainOptions {
         let shadow = TrainOptions {
             seed: 0,
