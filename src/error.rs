@@ -538,6 +538,103 @@ pub enum Error {
         /// The layer.
         layer: usize,
     },
+    // Learning.
+    /// A sample that cannot be trained on.
+    #[error(
+        "{what} is {value}; samples must be finite numbers, importances not negative: \
+         check the checkpoint for NaN, infinite or wrongly converted weights"
+    )]
+    BadSample {
+        /// Which value.
+        what: String,
+        /// The value.
+        value: f32,
+    },
+    /// A text or trace that nothing can be learnt from.
+    #[error("{reason}")]
+    TrainingText {
+        /// What does not fit, and what would.
+        reason: String,
+    },
+    /// A setting of a training that means nothing.
+    #[error("{setting} is {found}; expected {expected}")]
+    TrainSetting {
+        /// Its name.
+        setting: &'static str,
+        /// Its value.
+        found: String,
+        /// What it can be.
+        expected: &'static str,
+    },
+    /// A loss or gradient is no number any more.
+    #[error(
+        "the training broke down at step {step}: its loss is no finite number; use a smaller learning rate (--rate)"
+    )]
+    TrainingDiverged {
+        /// The step.
+        step: u64,
+    },
+    /// A state of another training was to be resumed.
+    #[error(
+        "this is the state of another training: {difference}; resume with the settings and text that it was begun with, \
+         or remove the file to begin anew"
+    )]
+    OtherTraining {
+        /// What differs.
+        difference: String,
+    },
+    /// The state of a run that was stopped would be overwritten.
+    #[error("{} holds the state of a run that was stopped; go on with --resume, or remove the file to begin anew", path.display())]
+    StateExists {
+        /// The state.
+        path: std::path::PathBuf,
+    },
+    /// A shard that cannot be.
+    #[error("unknown shard {found:?}; expected K/N, machine K of N, such as 1/4")]
+    UnknownShard {
+        /// As given.
+        found: String,
+    },
+    /// A folder without a trace.
+    #[error("{} has no trace files (trace-00000.safetensors and so on); make them with `shadowllm trace`", path.display())]
+    NoTrace {
+        /// The folder.
+        path: std::path::PathBuf,
+    },
+    /// Files of a trace are missing.
+    #[error(
+        "the trace in {} is not complete: of {of} files, {} are not there, the first of them file {}; run `shadowllm trace` again \
+         for the shards that are missing, into this folder",
+        path.display(), missing.len(), missing.first().copied().unwrap_or(*of)
+    )]
+    TraceIncomplete {
+        /// The folder.
+        path: std::path::PathBuf,
+        /// Their numbers.
+        missing: Vec<usize>,
+        /// Files of the whole trace.
+        of: usize,
+    },
+    /// A trace file that is of another trace than its neighbours, or than is being written.
+    #[error("{} belongs to another trace: {reason}; use another folder, or remove the files that do not belong", path.display())]
+    OtherTrace {
+        /// The file.
+        path: std::path::PathBuf,
+        /// What differs.
+        reason: String,
+    },
+    /// A preset that is not in the list.
+    #[error("unknown preset {found:?}; expected shadow, paper or dejavu")]
+    UnknownPreset {
+        /// The name as given.
+        found: String,
+    },
+    /// A loss that is not in the list.
+    #[error("unknown loss {found:?}; expected mse, bce or listwise")]
+    UnknownLoss {
+        /// The name as given.
+        found: String,
+    },
     /// A scores or predictor file that was made for another model.
     #[error("made for the model {found}, but this model is {expected}; use a file that was made for this model")]
     OtherModel {

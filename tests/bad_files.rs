@@ -99,7 +99,7 @@ fn scores_and_predictors() {
             normalization: Normalization::None,
             activation: HiddenActivation::Relu,
             criterion: "test".to_owned(),
-            training: Training { data: "none".to_owned(), tokens: 0, seed: 1 },
+            training: Training { data: "none".to_owned(), seed: 1, ..Training::default() },
             validated: Vec::new(),
         };
         let mut weights = random_predictor(&info, config, 4, 4, 1);

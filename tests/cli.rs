@@ -31,6 +31,8 @@ fn help_of_every_command() {
         &["import", "--help"],
         &["pack", "--help"],
         &["calibrate-gate", "--help"],
+        &["train", "--help"],
+        &["trace", "--help"],
         &["eval", "--help"],
         &["eval", "perplexity", "--help"],
         &["eval", "tasks", "--help"],

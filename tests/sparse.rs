@@ -304,7 +304,7 @@ fn policies_of_files_decode_as_the_masked_dense_model() {
             normalization: Normalization::MinMax,
             activation: HiddenActivation::Relu,
             criterion: "test".to_owned(),
-            training: Training { data: "none".to_owned(), tokens: 0, seed: 3 },
+            training: Training { data: "none".to_owned(), seed: 3, ..Training::default() },
             validated: Vec::new(),
         };
         let file = temp.path().join(name);

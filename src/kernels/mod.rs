@@ -43,6 +43,7 @@
 //! * Steady state allocates nothing: scratch memory belongs to the [`Cpu`] and is reused.
 
 mod activation;
+mod adamw;
 mod attention;
 mod bandwidth;
 mod cpu;
@@ -63,6 +64,7 @@ mod softmax;
 pub(crate) mod testing;
 
 pub use activation::{activate, gated};
+pub use adamw::AdamW;
 pub use attention::{
     AttentionPass, AttentionShape, attention, attention_backward, attention_bytes, attention_gather,
     attention_gather_bytes, attention_recorded,
@@ -80,7 +82,8 @@ pub use gather::{
 pub use gradient::{activate_backward, cross_entropy_backward, gated_backward, layer_norm_backward, rms_norm_backward};
 pub use isa::IsaName;
 pub(crate) use isa::Kernel;
-pub use linear::{linear, linear_bytes, linear_transposed};
+pub(crate) use linear::linear_f32;
+pub use linear::{bias_gradient, input_gradient, linear, linear_bytes, linear_transposed, weight_gradient};
 pub use norm::{layer_norm, rms_norm};
 pub use reduce::{argmax, log_sum_exp};
 pub use rope::{RopeTable, rope, rope_backward};

@@ -180,6 +180,21 @@ pub enum Ffn {
     },
 }
 
+impl Ffn {
+    /// The second matrix, `[d, F]`: what a neuron adds to the residual stream is its inner times its column.
+    pub fn second(&self) -> &Linear {
+        match self {
+            Ffn::Plain { fc2, .. } => fc2,
+            Ffn::Gated { down, .. } => down,
+        }
+    }
+
+    /// Squared norm of every column of the second matrix, `[F]`.
+    pub fn output_squares(&self, cpu: &Cpu) -> Vec<f64> {
+        self.second().weight.input_squares(cpu)
+    }
+}
+
 /// One decoder layer.
 #[derive(Clone, Debug)]
 pub struct Layer {

@@ -20,7 +20,7 @@
 //! A new policy is one file in `policies/` that implements [`Policy`].
 
 mod budget;
-mod file;
+pub(crate) mod file;
 mod gate;
 mod identity;
 mod masks;
@@ -34,7 +34,7 @@ mod select;
 mod tally;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
-mod testing;
+pub(crate) mod testing;
 
 pub use budget::{Budget, Scope, Units};
 pub use gate::{GateCalibration, GateMask, GateSkip, GateStatistic, GateThresholds, calibrate_gate};

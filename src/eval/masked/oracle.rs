@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::Result;
 use crate::kernels::Cpu;
-use crate::model::{Ffn, Model, Probe, Rows};
+use crate::model::{Model, Probe, Rows};
 use crate::sparsity::{ScoreSource, Scores, Units};
 
 /// Scores of the rows of one pass.
@@ -18,10 +18,7 @@ pub(super) struct Recorded {
 
 /// Norms of the columns of every layer's second FFN matrix, `[L, F]`.
 pub(super) fn column_norms(cpu: &Cpu, model: &Model) -> Vec<f32> {
-    let squares = model.layers.iter().flat_map(|layer| {
-        let (Ffn::Plain { fc2: second, .. } | Ffn::Gated { down: second, .. }) = &layer.ffn;
-        second.weight.input_squares(cpu)
-    });
+    let squares = model.layers.iter().flat_map(|layer| layer.ffn.output_squares(cpu));
     squares.map(|sum| sum.sqrt() as f32).collect()
 }
 

@@ -10,6 +10,7 @@
 //! The way back, `out = x W + bias`, has the same regimes over the same weights: [`transposed`].
 
 mod gemm;
+mod gradient;
 mod micro;
 #[cfg(test)]
 pub(crate) mod oracle;
@@ -23,6 +24,7 @@ mod weights;
 
 use std::ops::Range;
 
+pub use gradient::{bias_gradient, input_gradient, weight_gradient};
 pub(crate) use micro::micro;
 pub(crate) use product::{Exact, widen};
 pub(crate) use rows::Rows;
@@ -81,6 +83,16 @@ pub fn linear(cpu: &Cpu, w: &Matrix, bias: Option<&[f32]>, x: &[f32], out: &mut 
         MatrixView::F16(v) => Linear { w: w.rows_of(v), bias, x, n, k, t }.run(cpu, out),
         MatrixView::BF16(v) => Linear { w: w.rows_of(v), bias, x, n, k, t }.run(cpu, out),
     }
+}
+
+/// [`linear`] with weights that training has in memory, `[N, K]`.
+pub(crate) fn linear_f32(cpu: &Cpu, w: &[f32], [n, k]: [usize; 2], bias: Option<&[f32]>, x: &[f32], out: &mut [f32]) {
+    let t = out.len().checked_div(n).unwrap_or(0);
+    assert_eq!(w.len(), n * k, "{n} rows of {k} weights expected");
+    assert_eq!(out.len(), t * n, "output is no whole number of rows of {n}");
+    assert_eq!(x.len(), t * k, "{t} rows of {k} inputs expected");
+    assert!(bias.is_none_or(|bias| bias.len() == n), "one bias for each of {n} outputs expected");
+    Linear { w: RowsOf::contiguous(w, k), bias, x, n, k, t }.run(cpu, out);
 }
 
 /// Bytes that [`linear`] reads for `rows_of_x` rows: the weights once, the inputs once.

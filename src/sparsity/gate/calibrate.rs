@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use super::histogram::SizeHistogram;
 use super::{GateStatistic, GateThresholds, check_gated};
 use crate::kernels::{Cpu, activate};
-use crate::model::{Ffn, KvCache, Model, Probe, Rows, Segment, Workspace};
+use crate::model::{KvCache, Model, Probe, Rows, Segment, Workspace};
 use crate::sparsity::ModelIdentity;
 use crate::{Error, Result};
 
@@ -110,10 +110,7 @@ fn scales(cpu: &Cpu, model: &Model, squares: &[f64], counted: usize) -> Result<V
     let f = model.config.ffn;
     let mut scales = Vec::with_capacity(squares.len());
     for (layer, squares) in model.layers.iter().zip(squares.chunks_exact(f)) {
-        let Ffn::Gated { down, .. } = &layer.ffn else {
-            return Err(Error::NotGated { architecture: model.config.architecture.name() });
-        };
-        let norms = down.weight.input_squares(cpu);
+        let norms = layer.ffn.output_squares(cpu);
         let first = scales.len();
         scales.extend(squares.iter().zip(&norms).map(|(up, down)| (up / counted as f64 * down).sqrt() as f32));
         if scales[first..].iter().any(|scale| !scale.is_finite()) {
@@ -212,6 +209,7 @@ mod tests {
 
     use super::super::GateMask;
     use super::*;
+    use crate::model::Ffn;
     use crate::model::random::random_checkpoint;
     use crate::sparsity::testing::cpu;
 

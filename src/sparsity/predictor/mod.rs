@@ -33,14 +33,18 @@ mod write;
 
 use std::ops::Range;
 
-pub use info::{HiddenActivation, Normalization, PredictorInfo, PredictorInput, Ranking, Training, Validation};
+pub use info::{
+    HiddenActivation, Normalization, PredictorInfo, PredictorInput, Ranking, Training, TrainingRun, Validation,
+};
 pub use synthetic::{constant_predictor, random_predictor};
 pub use write::{LayerWeights, NetworkWeights, StationWeights, WeightFormat, write_predictor};
+
+pub(crate) use normalize::{Standard, min_max};
+pub(crate) use write::predictor_bytes;
 
 use super::{Scores, Units};
 use crate::kernels::Cpu;
 use crate::{Error, Result};
-use normalize::Standard;
 use weights::{Integers, Layer};
 
 /// A predictor in memory. Immutable: any number of sequences may use it at once.
@@ -224,7 +228,7 @@ impl Predictor {
         let rows = x.chunks_exact(self.inputs.max(1));
         let x = match (self.info.normalization, &networks.standard) {
             (Normalization::MinMax, _) => {
-                rows.for_each(|x| normalize::min_max(x, input));
+                rows.for_each(|x| min_max(x, input));
                 &*input
             }
             (Normalization::Standardize, Some(standard)) => {

@@ -1,23 +1,23 @@
 //! A predictor's input, normalised.
 
 /// Mean and factor of every input.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) struct Standard {
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Standard {
     /// `[n]`
-    pub(super) mean: Vec<f32>,
+    pub(crate) mean: Vec<f32>,
     /// `[n]`, the inverse of the standard deviation.
-    pub(super) scale: Vec<f32>,
+    pub(crate) scale: Vec<f32>,
 }
 
 impl Standard {
     /// Appends `(x - mean) * scale`.
-    pub(super) fn apply(&self, x: &[f32], out: &mut Vec<f32>) {
+    pub(crate) fn apply(&self, x: &[f32], out: &mut Vec<f32>) {
         out.extend(x.iter().zip(&self.mean).zip(&self.scale).map(|((x, mean), scale)| (x - mean) * scale));
     }
 }
 
 /// Appends `(x - min) / (max - min)`; zeros if all are equal. NaN stays NaN.
-pub(super) fn min_max(x: &[f32], out: &mut Vec<f32>) {
+pub(crate) fn min_max(x: &[f32], out: &mut Vec<f32>) {
     let (min, max) = x.iter().fold((f32::INFINITY, f32::NEG_INFINITY), |(lo, hi), &v| (v.min(lo), v.max(hi)));
     let factor = if max > min { 1.0 / (max - min) } else { 0.0 };
     out.extend(x.iter().map(|v| (v - min) * factor));
