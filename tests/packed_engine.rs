@@ -215,10 +215,10 @@ fn plain_weights_are_unmapped() {
     let engine = Engine::load(&checkpoint, EngineOptions::default()).unwrap();
     assert!(mapped(&plain) && !mapped(&file));
     let want = text(&engine);
-    let engine = engine.over(&PackedCheckpoint::open_or_pack_at(&file, &checkpoint, &()).unwrap()).unwrap();
-    drop(checkpoint);
+    let over = engine.over(&PackedCheckpoint::open_or_pack_at(&file, &checkpoint, &()).unwrap()).unwrap();
+    drop((engine, checkpoint));
     assert!(!mapped(&plain) && mapped(&file));
-    assert_eq!(text(&engine), want);
+    assert_eq!(text(&over), want);
 }
 
 /// So does the program: while it talks with a policy, the packed file is all that it has of the weights.
