@@ -3,7 +3,8 @@
 //!
 //! ```text
 //! shadowllm random-model DIR --shape opt-6.7b
-//! cargo bench --bench decode -- --model DIR [--cases random,batch,shadow,dejavu,dejavu2048] [--predictors DIR] [--threads N] [--no-plain]
+//! cargo bench --bench decode -- --model DIR [--cases random,batch,shadow,dejavu,dejavu2048] [--kept 0.5,0.1] [--predictors DIR] [--threads N]
+//!     [--no-plain]
 //! ```
 //!
 //! With `batch` several sequences, each with random plans of its own, are decoded together; times and bytes are per token, so that a
@@ -17,7 +18,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use shadowllm::generate::Sparsity;
 use shadowllm::kernels::{Compute, CpuOptions, read_passes};
@@ -59,6 +60,8 @@ struct Case {
     bytes: Vec<f64>,
     /// Of these, of decisions.
     decisions: Vec<f64>,
+    /// Seconds of these.
+    deciding: Vec<f64>,
 }
 
 impl Case {
@@ -71,6 +74,8 @@ impl Case {
         self.bytes.push(step.bytes as f64 / n as f64);
         let decisions = self.sessions.iter().filter_map(Session::sparsity).map(Sparsity::decision_bytes);
         self.decisions.push(decisions.sum::<u64>() as f64 / n as f64);
+        let deciding = self.sessions.iter().filter_map(Session::sparsity).map(Sparsity::decision_time);
+        self.deciding.push(deciding.sum::<Duration>().as_secs_f64() / n as f64);
     }
 
     fn forget(&mut self) {
@@ -78,6 +83,7 @@ impl Case {
         self.seconds.clear();
         self.bytes.clear();
         self.decisions.clear();
+        self.deciding.clear();
     }
 }
 
@@ -118,7 +124,8 @@ impl Bench {
     }
 
     fn add_batch(&mut self, name: String, sessions: Vec<Session>) {
-        self.cases.push(Case { name, sessions, seconds: Vec::new(), bytes: Vec::new(), decisions: Vec::new() });
+        let [seconds, bytes, decisions, deciding] = [const { Vec::new() }; 4];
+        self.cases.push(Case { name, sessions, seconds, bytes, decisions, deciding });
     }
 
     fn random(&self, seed: u64, kept: f32) -> Option<Box<dyn Policy>> {
@@ -131,7 +138,9 @@ impl Bench {
         let budget = |kept, scope| Budget::new(kept, kept, scope).unwrap();
         match name {
             "random" => {
-                for kept in KEPT {
+                let given = argument("--kept");
+                let kept = given.map(|list| list.split(',').map(|kept| kept.parse().unwrap()).collect());
+                for kept in kept.unwrap_or_else(|| KEPT.to_vec()) {
                     self.add(format!("random, kept {kept}"), self.random(1, kept));
                 }
             }
@@ -192,17 +201,20 @@ impl Bench {
     }
 
     fn print(&self) {
-        println!("| case | ms per token | MB per token | of decisions | GB/s | speed-up | ideal | time / ideal time |");
-        println!("| --- | --- | --- | --- | --- | --- | --- | --- |");
+        println!(
+            "| case | ms per token | deciding | MB per token | of decisions | GB/s | speed-up | ideal | time / ideal |"
+        );
+        println!("| --- | --- | --- | --- | --- | --- | --- | --- | --- |");
         let dense = &self.cases[0];
         for case in &self.cases {
             let slower = median(case.seconds.iter().zip(&dense.seconds).map(|(t, dense)| t / dense));
             let (bytes, ideal) = (mean(&case.bytes), mean(&dense.bytes) / mean(&case.bytes));
             let seconds = median(case.seconds.iter().copied());
             println!(
-                "| {} | {:.2} | {:.1} | {:.1} | {:.1} | {:.2} | {ideal:.2} | {:.3} |",
+                "| {} | {:.2} | {:.2} | {:.1} | {:.1} | {:.1} | {:.2} | {ideal:.2} | {:.3} |",
                 case.name,
                 1e3 * seconds,
+                1e3 * median(case.deciding.iter().copied()),
                 bytes / 1e6,
                 mean(&case.decisions) / 1e6,
                 bytes / seconds / 1e9,

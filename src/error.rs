@@ -80,6 +80,12 @@ pub enum Error {
         /// In the model.
         expected: usize,
     },
+    /// A file of prompts without any.
+    #[error("{} has no prompts; write one on each line", path.display())]
+    NoPrompts {
+        /// The file.
+        path: std::path::PathBuf,
+    },
     /// A batch of sequences that is too large, or empty.
     #[error("a batch of {found} sequences was asked for; at least 1 and at most {most} are run at once")]
     BatchSize {
@@ -133,6 +139,12 @@ pub enum Error {
         /// The option that is missing.
         option: &'static str,
     },
+    /// The oracle was to decode.
+    #[error(
+        "the policy oracle knows what the dense model computes for a token, so it can be evaluated (eval perplexity, eval tasks) \
+         but not decode"
+    )]
+    OracleDecodes,
     /// A plan was to be shown, but of no prompt.
     #[error("a plan is made for a token: give a prompt with --prompt TEXT or --prompt-ids ID,ID,...")]
     PlanNeedsPrompt,
@@ -160,6 +172,29 @@ pub enum Error {
         /// What does not fit, and what would.
         reason: String,
     },
+    /// A rule of decision that is not in the list.
+    #[error(
+        "unknown decision {found:?}; expected causal (each token on its own) or sequence (the last token for the whole text)"
+    )]
+    UnknownDecision {
+        /// The name as given.
+        found: String,
+    },
+    /// An importance for the oracle that is not in the list.
+    #[error("unknown importance {found:?}; expected magnitude")]
+    UnknownImportance {
+        /// The name as given.
+        found: String,
+    },
+    /// The last token of a text was to decide for all of it, but the policy looks at no token.
+    #[error(
+        "decision sequence makes one plan of a text from its last token, but the plans of policy {policy} with this budget \
+         depend on no token; use decision causal"
+    )]
+    NothingToDecide {
+        /// The policy.
+        policy: &'static str,
+    },
     /// The model's logits are no numbers, so nothing can be measured with them.
     #[error(
         "the logits of window {window} are not finite: the forward pass broke down; \
@@ -168,6 +203,69 @@ pub enum Error {
     BadLogits {
         /// Window of the text, from 0.
         window: usize,
+    },
+    /// A task that is not in the list.
+    #[error("unknown task {found:?}; known are {known}")]
+    UnknownTask {
+        /// The name as given.
+        found: String,
+        /// All names.
+        known: String,
+    },
+    /// A record that is not of its task.
+    #[error("line {line}: {reason}")]
+    TaskRecord {
+        /// Line of the file, from 1.
+        line: usize,
+        /// What is wrong, and what would be right.
+        reason: String,
+    },
+    /// A task file without records.
+    #[error("there are no records in it; a task file has one JSON object per line")]
+    TaskEmpty,
+    /// A choice that cannot be scored.
+    #[error("choice {choice}: {reason}")]
+    TaskPrompt {
+        /// From 1.
+        choice: usize,
+        /// Why not.
+        reason: String,
+    },
+    /// A question that cannot be asked.
+    #[error("question {question}, {source}")]
+    TaskQuestion {
+        /// Among the questions of the file, from 1.
+        question: usize,
+        /// What is wrong with it.
+        source: Box<Error>,
+    },
+    /// Examples were asked for, but not said where from.
+    #[error("examples for {task} are wanted, but no file of them was given; use --shots-from {task}=FILE")]
+    NoShots {
+        /// The task.
+        task: &'static str,
+    },
+    /// Examples in front of questions were asked for, but there are too few.
+    #[error(
+        "{wanted} examples are wanted in front of every question, but there are records for {found}; \
+         use fewer shots or a longer file"
+    )]
+    TooFewShots {
+        /// Examples for each question.
+        wanted: usize,
+        /// Records to draw from.
+        found: usize,
+    },
+    /// A likelihood that is no number, so nothing can be compared with it.
+    #[error(
+        "the log-likelihood of choice {choice} of question {question} is not finite: the forward pass broke down; \
+         check the checkpoint for NaN, infinite or wrongly converted weights"
+    )]
+    BadLikelihood {
+        /// From 1.
+        question: usize,
+        /// From 1.
+        choice: usize,
     },
     /// The work was interrupted on request.
     #[error("interrupted")]

@@ -2,9 +2,10 @@
 
 #![allow(clippy::unwrap_used)]
 
-#[path = "support/random_models.rs"]
-mod random_models;
 mod support;
+
+#[path = "support/models.rs"]
+mod models;
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use std::sync::Arc;
 use proptest::prelude::*;
 use shadowllm::generate::Sparsity;
 use shadowllm::kernels::argmax;
-use shadowllm::model::{PackedModel, Probe, Rows, SparseOptions};
+use shadowllm::model::{PackedModel, SparseOptions};
 use shadowllm::sparsity::predictor::{
     HiddenActivation, Normalization, PredictorInput, Training, WeightFormat, random_predictor, write_predictor,
 };
@@ -23,45 +24,8 @@ use shadowllm::sparsity::{
 use shadowllm::weights::{Checkpoint, DType, PackedCheckpoint};
 use shadowllm::{Engine, EngineOptions, SessionOptions};
 
-use random_models::{Kind, Loaded, kinds, load, sparsity};
+use models::{Kind, Loaded, Mask, kinds, load, sparsity};
 use support::{directory, isas, largest_difference};
-
-/// The dense model with contexts and inners of dropped units set to zero, row by row.
-struct Mask<'a> {
-    /// One per row; `None`: dense.
-    plans: &'a [Option<Plan>],
-    heads: usize,
-    neurons: usize,
-}
-
-fn zero_all_but(values: &mut [f32], units: usize, kept: &[u32]) {
-    let width = values.len() / units;
-    for (unit, values) in values.chunks_exact_mut(width).enumerate() {
-        if !kept.contains(&(unit as u32)) {
-            values.fill(0.0);
-        }
-    }
-}
-
-impl Probe for Mask<'_> {
-    fn contexts(&mut self, rows: Rows, values: &mut [f32]) {
-        let width = values.len() / rows.count;
-        for (row, values) in values.chunks_exact_mut(width).enumerate() {
-            if let Some(plan) = &self.plans[row] {
-                zero_all_but(values, self.heads, &plan.layers[rows.layer].heads);
-            }
-        }
-    }
-
-    fn inners(&mut self, rows: Rows, values: &mut [f32]) {
-        let width = values.len() / rows.count;
-        for (row, values) in values.chunks_exact_mut(width).enumerate() {
-            if let Some(plan) = &self.plans[row] {
-                zero_all_but(values, self.neurons, &plan.layers[rows.layer].neurons);
-            }
-        }
-    }
-}
 
 /// How one sequence goes on.
 #[derive(Clone, Debug)]

@@ -18,7 +18,9 @@ mod logits;
 mod options;
 mod pack;
 mod plan;
+mod policy;
 mod random_model;
+mod several;
 mod sparsity;
 
 use std::ffi::OsString;

@@ -52,7 +52,7 @@ impl BatchStep {
 
 impl Engine {
     /// Appends one token to each of several sessions, as [`Session::step`] does, at the same time: the same logits, bit for bit, and
-    /// each weight is read once for all sessions that need it (for up to 16; more are taken in turn). Every session
+    /// each weight is read once for all sessions that need it (for up to 8; more are taken in turn). Every session
     /// keeps its own sparsity; dense ones may be among them.
     ///
     /// ```

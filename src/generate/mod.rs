@@ -86,7 +86,7 @@ pub use tokenizer::Tokenizer;
 pub use tokenizer_config::TokenizerConfig;
 
 /// A piece of user input for an error message: at most 120 characters of it.
-fn shorten(text: &str) -> String {
+pub(crate) fn shorten(text: &str) -> String {
     match text.char_indices().nth(120) {
         Some((end, _)) => format!("{}...", &text[..end]),
         None => text.to_owned(),

@@ -64,6 +64,7 @@ mod testing;
 pub use activation::{activate, gated};
 pub use attention::{AttentionShape, attention, attention_bytes, attention_gather, attention_gather_bytes};
 pub use bandwidth::{peak_flops, read_bandwidth, read_passes};
+pub(crate) use cpu::SharedOut;
 pub use cpu::{Compute, Cpu, CpuOptions};
 pub use elementwise::add_assign;
 pub use embed::embed_row;

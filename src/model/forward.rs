@@ -8,6 +8,7 @@ use super::workspace::{Workspace, sized};
 use super::{Attention, Ffn, KvCache, Model, Norm, Probe, Rows};
 use crate::Error;
 use crate::kernels::{AttentionShape, Cpu, activate, add_assign, attention, embed_row, gated, linear, rope};
+use crate::tensor::Buffer;
 
 /// Consecutive tokens of one sequence and the cache that they extend.
 #[derive(Debug)]
@@ -98,11 +99,30 @@ impl Model {
     /// # Panics
     /// If `rows` were not part of that pass or `out` has another length.
     pub fn logits(&self, cpu: &Cpu, workspace: &mut Workspace, rows: Range<usize>, out: &mut [f32]) {
-        let (d, e) = (self.config.hidden, self.config.embed_dim);
-        let hidden = &workspace.residual[rows.start * d..rows.end * d];
+        let d = self.config.hidden;
+        self.head(cpu, &workspace.residual[rows.start * d..rows.end * d], &mut workspace.narrow, out);
+    }
+
+    /// As [`Model::logits`], for rows that need not be neighbours: the LM head is read once for all of them.
+    ///
+    /// # Panics
+    /// As there.
+    pub fn logits_of(&self, cpu: &Cpu, workspace: &mut Workspace, rows: &[usize], out: &mut [f32]) {
+        let d = self.config.hidden;
+        // Free after the pass.
+        let hidden = sized(&mut workspace.block, rows.len() * d);
+        for (into, &row) in hidden.chunks_exact_mut(d).zip(rows) {
+            into.copy_from_slice(&workspace.residual[row * d..][..d]);
+        }
+        self.head(cpu, hidden, &mut workspace.narrow, out);
+    }
+
+    /// LM head: logits (`[T, V]`) of `hidden` (`[T, d]`).
+    fn head(&self, cpu: &Cpu, hidden: &[f32], narrow: &mut Buffer, out: &mut [f32]) {
         match &self.project_out {
             Some(project) => {
-                let narrow = sized(&mut workspace.narrow, rows.len() * e);
+                let rows = hidden.len() / self.config.hidden;
+                let narrow = sized(narrow, rows * self.config.embed_dim);
                 project.apply(cpu, hidden, narrow);
                 linear(cpu, &self.head, None, narrow, out);
             }

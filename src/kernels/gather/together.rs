@@ -16,11 +16,14 @@ use super::pieces::Pieces;
 use super::streams::{STREAMS, add_rows};
 use crate::kernels::cpu::{Cpu, SharedOut};
 use crate::kernels::isa::Kernel;
+use crate::kernels::linear::SAME_BITS;
 use crate::kernels::simd::{Element, Simd};
 
 /// Most sequences of one call. Fewer than the rows from which matrix products are blocked, so that no product of a batch, of
 /// whatever matrix, rounds otherwise than that of one row.
-pub const MOST_SEQUENCES: usize = 16;
+pub const MOST_SEQUENCES: usize = 8;
+
+const _: () = assert!(MOST_SEQUENCES < SAME_BITS);
 
 /// Most (unit, sequence) pairs that are taken together; at least one unit of [`MOST_SEQUENCES`].
 pub(super) const PAIRS: usize = 512;

@@ -40,6 +40,11 @@ use crate::tensor::{Matrix, MatrixView, RowsOf};
 /// Rows from which [`Compute::Bf16`] rounds. The same on every instruction set, because it is part of the meaning.
 const BF16_ROWS: usize = 32;
 
+/// Fewer rows than this have the bits, each, that one row has: whatever the matrix and however it is stored.
+pub(crate) const SAME_BITS: usize = transposed::GEMM_ROWS;
+
+const _: () = assert!(SAME_BITS <= BF16_ROWS);
+
 /// Rows from which the blocked product is used. Measured: as long as `x` stays in the second-level cache the loop over rows is
 /// as fast with 32 registers (90 % of the peak from 8 rows on), and it needs no packing; with 16 registers it reaches 70 %.
 fn gemm_rows(cpu: &Cpu, dtype: DType) -> usize {

@@ -1,4 +1,4 @@
-//! Small random models of every kind, loaded and packed, for tests of sparse decoding.
+//! Random small models of every kind, loaded and packed, and the masked dense model that sparse runs are held to.
 
 #![allow(dead_code, clippy::unwrap_used)]
 
@@ -8,8 +8,8 @@ use proptest::prelude::*;
 use shadowllm::generate::Sparsity;
 use shadowllm::kernels::{CpuOptions, IsaName};
 use shadowllm::model::random::random_checkpoint;
-use shadowllm::model::{PackedModel, SparseOptions};
-use shadowllm::sparsity::{Budget, Random, Refresh};
+use shadowllm::model::{PackedModel, Probe, Rows, SparseOptions};
+use shadowllm::sparsity::{Budget, Plan, Random, Refresh};
 use shadowllm::weights::{DType, ModelConfig, PackedCheckpoint, pack};
 use shadowllm::{Engine, EngineOptions};
 
@@ -84,6 +84,44 @@ pub fn load(config: &ModelConfig, dtype: DType, isa: IsaName, seed: u64) -> Load
     Loaded { engine, packed: Arc::new(PackedModel::load(&packed).unwrap()) }
 }
 
+/// The dense model with contexts and inners of dropped units set to zero, row by row.
+pub struct Mask<'a> {
+    /// One per row; `None`: dense.
+    pub plans: &'a [Option<Plan>],
+    pub heads: usize,
+    pub neurons: usize,
+}
+
+fn zero_all_but(values: &mut [f32], units: usize, kept: &[u32]) {
+    let width = values.len() / units;
+    for (unit, values) in values.chunks_exact_mut(width).enumerate() {
+        if !kept.contains(&(unit as u32)) {
+            values.fill(0.0);
+        }
+    }
+}
+
+impl Probe for Mask<'_> {
+    fn contexts(&mut self, rows: Rows, values: &mut [f32]) {
+        let width = values.len() / rows.count;
+        for (row, values) in values.chunks_exact_mut(width).enumerate() {
+            if let Some(plan) = &self.plans[row] {
+                zero_all_but(values, self.heads, &plan.layers[rows.layer].heads);
+            }
+        }
+    }
+
+    fn inners(&mut self, rows: Rows, values: &mut [f32]) {
+        let width = values.len() / rows.count;
+        for (row, values) in values.chunks_exact_mut(width).enumerate() {
+            if let Some(plan) = &self.plans[row] {
+                zero_all_but(values, self.neurons, &plan.layers[rows.layer].neurons);
+            }
+        }
+    }
+}
+
+/// Units at random, anew as often as `refresh` says.
 pub fn sparsity(loaded: &Loaded, seed: u64, budget: Budget, refresh: Refresh, options: SparseOptions) -> Sparsity {
     let config = loaded.engine.config();
     let policy = Random::new(seed, budget, config).unwrap();
