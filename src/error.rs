@@ -159,6 +159,57 @@ pub enum Error {
         /// Window of the text, from 0.
         window: usize,
     },
+    // Gradients.
+    /// A text too short to have a loss.
+    #[error(
+        "the text has {tokens} token(s), and a loss needs at least 2: one to predict and one before it; use a longer text"
+    )]
+    NothingToPredict {
+        /// Tokens of the text.
+        tokens: usize,
+    },
+    /// A range of scored tokens that the text does not have.
+    #[error(
+        "the loss is of tokens {start}..{end} of a text of {len}; expected a range that is not empty, starts at 1 or later, \
+         because nothing predicts token 0, and ends at {len} at the latest"
+    )]
+    LossRange {
+        /// First token asked for.
+        start: usize,
+        /// One past the last token asked for.
+        end: usize,
+        /// Tokens of the text.
+        len: usize,
+    },
+    /// The loss is no number, so it has no gradient.
+    #[error(
+        "the loss of the text is not finite: the forward pass broke down; \
+         check the checkpoint for NaN, infinite or wrongly converted weights"
+    )]
+    BadLoss,
+    /// A gradient that is no number.
+    #[error(
+        "the gradient of what leaves layer {layer} is not finite: the backward pass broke down; \
+         check the checkpoint for weights that are wrongly converted or far too large"
+    )]
+    BadGradients {
+        /// The layer.
+        layer: usize,
+    },
+    /// A criterion that is not in the list.
+    #[error("unknown criterion {found:?}; known are {known}")]
+    UnknownCriterion {
+        /// The name as given.
+        found: String,
+        /// All names.
+        known: String,
+    },
+    /// A criterion was computed without what it needs.
+    #[error("criterion {criterion} needs the curvature of the text; compute it first (learn::criteria::curvature)")]
+    CurvatureMissing {
+        /// The criterion.
+        criterion: &'static str,
+    },
     /// A task that is not in the list.
     #[error("unknown task {found:?}; known are {known}")]
     UnknownTask {
@@ -532,14 +583,6 @@ pub enum Error {
     UnknownPreset {
         /// The name as given.
         found: String,
-    },
-    /// A criterion that is not in the list.
-    #[error("unknown criterion {found:?}; expected one of {known}")]
-    UnknownCriterion {
-        /// The name as given.
-        found: String,
-        /// All names.
-        known: &'static str,
     },
     /// A loss that is not in the list.
     #[error("unknown loss {found:?}; expected mse, bce or listwise")]

@@ -5,6 +5,7 @@
 //! command's file.
 
 mod accounting;
+mod activations;
 mod calibrate_gate;
 mod chat;
 mod console;
@@ -59,6 +60,7 @@ enum Command {
     #[command(subcommand)]
     Eval(eval::Eval),
     Logits(logits::Logits),
+    Activations(activations::Activations),
     RandomModel(random_model::RandomModel),
 }
 
@@ -100,6 +102,7 @@ fn dispatch(cli: Cli, console: &mut Console) -> Result<()> {
         Some(Command::Trace(command)) => command.run(console),
         Some(Command::Eval(command)) => command.run(console),
         Some(Command::Logits(command)) => command.run(console),
+        Some(Command::Activations(command)) => command.run(console),
         Some(Command::RandomModel(command)) => command.run(console),
     }
 }

@@ -51,6 +51,7 @@ mod elementwise;
 mod embed;
 mod error;
 mod gather;
+mod gradient;
 mod isa;
 mod linear;
 mod norm;
@@ -60,11 +61,14 @@ mod simd;
 mod softmax;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
-mod testing;
+pub(crate) mod testing;
 
 pub use activation::{activate, gated};
 pub use adamw::AdamW;
-pub use attention::{AttentionShape, attention, attention_bytes, attention_gather, attention_gather_bytes};
+pub use attention::{
+    AttentionPass, AttentionShape, attention, attention_backward, attention_bytes, attention_gather,
+    attention_gather_bytes, attention_recorded,
+};
 pub use bandwidth::{peak_flops, read_bandwidth, read_passes};
 pub(crate) use cpu::SharedOut;
 pub use cpu::{Compute, Cpu, CpuOptions};
@@ -74,12 +78,13 @@ pub use error::KernelError;
 pub use gather::{
     FfnGather, GatherCount, ffn_gather, heads_bytes, heads_output, heads_project, kv_project, kv_project_bytes,
 };
+pub use gradient::{activate_backward, cross_entropy_backward, gated_backward, layer_norm_backward, rms_norm_backward};
 pub use isa::IsaName;
 pub(crate) use isa::Kernel;
 pub(crate) use linear::linear_f32;
-pub use linear::{bias_gradient, input_gradient, linear, linear_bytes, weight_gradient};
+pub use linear::{bias_gradient, input_gradient, linear, linear_bytes, linear_transposed, weight_gradient};
 pub use norm::{layer_norm, rms_norm};
 pub use reduce::{argmax, log_sum_exp};
-pub use rope::{RopeTable, rope};
+pub use rope::{RopeTable, rope, rope_backward};
 pub(crate) use simd::Simd;
 pub use softmax::softmax;

@@ -84,6 +84,8 @@ struct Rotate<'a> {
     cos: &'a [f32],
     /// `[d_h/2]`
     sin: &'a [f32],
+    /// By the negative angle.
+    back: bool,
 }
 
 impl Kernel for Rotate<'_> {
@@ -92,13 +94,14 @@ impl Kernel for Rotate<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let half = self.cos.len();
+        let sign = s.splat(if self.back { -1.0 } else { 1.0 });
         for head in self.x.chunks_exact_mut(2 * half) {
             let (low, high) = head.split_at_mut(half);
             let angles = self.cos.chunks(S::LANES).zip(self.sin.chunks(S::LANES));
             let pairs = low.chunks_mut(S::LANES).zip(high.chunks_mut(S::LANES));
             for ((low, high), (cos, sin)) in pairs.zip(angles) {
                 let (a, b) = (s.load_slice(low), s.load_slice(high));
-                let (cos, sin) = (s.load_slice(cos), s.load_slice(sin));
+                let (cos, sin) = (s.load_slice(cos), s.mul(s.load_slice(sin), sign));
                 s.store_slice(low, s.sub(s.mul(a, cos), s.mul(b, sin)));
                 s.store_slice(high, s.fma(b, cos, s.mul(a, sin)));
             }
@@ -111,6 +114,34 @@ impl Kernel for Rotate<'_> {
 /// # Panics
 /// If `x` is no whole number of rows, or `head_dim` is not that of the table.
 pub fn rope(cpu: &Cpu, x: &mut [f32], heads: usize, head_dim: usize, table: &RopeTable, first_position: usize) {
+    rotate(cpu, x, heads, head_dim, table, first_position, false);
+}
+
+/// The way back through [`rope`]: from the gradient of the rotated values to that of `x`, in place. A rotation goes back by the
+/// negative angle.
+///
+/// # Panics
+/// As [`rope`].
+pub fn rope_backward(
+    cpu: &Cpu,
+    dx: &mut [f32],
+    heads: usize,
+    head_dim: usize,
+    table: &RopeTable,
+    first_position: usize,
+) {
+    rotate(cpu, dx, heads, head_dim, table, first_position, true);
+}
+
+fn rotate(
+    cpu: &Cpu,
+    x: &mut [f32],
+    heads: usize,
+    head_dim: usize,
+    table: &RopeTable,
+    first_position: usize,
+    back: bool,
+) {
     assert_eq!(head_dim, 2 * table.frequencies.len(), "the table is for another head width");
     let row = heads * head_dim;
     if x.is_empty() {
@@ -124,7 +155,7 @@ pub fn rope(cpu: &Cpu, x: &mut [f32], heads: usize, head_dim: usize, table: &Rop
             let (cos, sin) = table.row(first_position + t);
             // SAFETY: rows do not overlap.
             let x = unsafe { shared.slice(t * row..(t + 1) * row) };
-            cpu.run(Rotate { x, cos, sin });
+            cpu.run(Rotate { x, cos, sin, back });
         }
     });
 }
@@ -164,12 +195,25 @@ mod tests {
         }
     }
 
+    fn the_way_back_undoes_it(isa: IsaName) {
+        let Some(cpu) = cpu(isa, 2, Compute::F32) else { return };
+        for head_dim in [2, 12, 64, 80] {
+            let table = RopeTable::new(&PLAIN, head_dim);
+            let x = values(3, 20 * 3 * head_dim);
+            let mut there_and_back = x.clone();
+            rope(&cpu, &mut there_and_back, 3, head_dim, &table, 900);
+            // Rotations keep inner products, so the gradient of `<rope(x), g>` is what undoes the rotation of g.
+            rope_backward(&cpu, &mut there_and_back, 3, head_dim, &table, 900);
+            close(&there_and_back, &x.iter().map(|&v| (f64::from(v), 1e-6)).collect::<Vec<_>>()).unwrap();
+        }
+    }
+
     fn nothing_to_rotate_is_fine(isa: IsaName) {
         let Some(cpu) = cpu(isa, 1, Compute::F32) else { return };
         rope(&cpu, &mut [], 4, 8, &RopeTable::new(&PLAIN, 8), 0);
     }
 
-    on_every_isa!(rotates_pairs, nothing_to_rotate_is_fine);
+    on_every_isa!(rotates_pairs, the_way_back_undoes_it, nothing_to_rotate_is_fine);
 
     #[test]
     fn a_row_does_not_depend_on_what_was_asked_before() {

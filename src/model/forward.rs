@@ -7,7 +7,7 @@ use shadowllm_weights::{NormPlacement, Positions};
 use super::workspace::{Workspace, sized};
 use super::{Attention, Ffn, KvCache, Model, Norm, Probe, Rows};
 use crate::Error;
-use crate::kernels::{AttentionShape, Cpu, activate, add_assign, attention, embed_row, gated, linear, rope};
+use crate::kernels::{Cpu, activate, add_assign, attention, embed_row, gated, linear, rope};
 use crate::tensor::Buffer;
 
 /// Consecutive tokens of one sequence and the cache that they extend.
@@ -160,7 +160,7 @@ impl Model {
     }
 
     /// What a block reads: rows of the residual stream, normalised into `normed` where the norm stands in front.
-    pub(super) fn block_input<'a>(
+    pub(crate) fn block_input<'a>(
         &self,
         cpu: &Cpu,
         norm: &Norm,
@@ -207,13 +207,7 @@ impl Model {
         let keys_and_values = || together(cpu, rows, || k.apply(cpu, input, keys), || v.apply(cpu, input, values));
         together(cpu, rows, || q.apply(cpu, input, queries), keys_and_values);
         let contexts = sized(&mut ws.contexts, rows.count * width);
-        let shape = AttentionShape {
-            heads: self.config.heads,
-            kv_heads: self.config.kv_heads,
-            head_dim: self.config.head_dim,
-            window: *window,
-            scale: (self.config.head_dim as f32).powf(-0.5),
-        };
+        let shape = self.attention_shape(*window);
         let mut row = 0;
         for segment in segments {
             let here = row..row + segment.tokens.len();

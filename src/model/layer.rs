@@ -5,7 +5,10 @@
 
 use shadowllm_weights::{Activation, ModelConfig};
 
-use crate::kernels::{Cpu, RopeTable, embed_row, layer_norm, linear, rms_norm};
+use crate::kernels::{
+    AttentionShape, Cpu, RopeTable, embed_row, layer_norm, layer_norm_backward, linear, linear_transposed, rms_norm,
+    rms_norm_backward,
+};
 use crate::tensor::Matrix;
 
 /// `y = W x + b`.
@@ -21,6 +24,11 @@ impl Linear {
     /// Applies it to the rows of `x` (`[T, in]`) into `out` (`[T, out]`).
     pub fn apply(&self, cpu: &Cpu, x: &[f32], out: &mut [f32]) {
         linear(cpu, &self.weight, self.bias.as_deref(), x, out);
+    }
+
+    /// From the gradient `dy` of its output (`[T, out]`) to that of its input, `dx` (`[T, in]`).
+    pub fn apply_transposed(&self, cpu: &Cpu, dy: &[f32], dx: &mut [f32]) {
+        linear_transposed(cpu, &self.weight, None, dy, dx);
     }
 
     /// Bytes of weight and bias.
@@ -61,6 +69,14 @@ impl Norm {
                 }
             }
             Norm::Rms { weight, eps } => rms_norm(cpu, x, weight, *eps, out),
+        }
+    }
+
+    /// Adds the gradient of its input to `dx`: `x` is the input, `dy` the gradient of the output, all `[T, d]`.
+    pub fn apply_backward(&self, cpu: &Cpu, x: &[f32], width: usize, dy: &[f32], dx: &mut [f32]) {
+        match self {
+            Norm::Layer { weight, eps, .. } => layer_norm_backward(cpu, x, width, weight.as_deref(), *eps, dy, dx),
+            Norm::Rms { weight, eps } => rms_norm_backward(cpu, x, weight, *eps, dy, dx),
         }
     }
 
@@ -171,5 +187,17 @@ impl Model {
     /// Non-linearity of the FFN.
     pub fn activation(&self) -> Activation {
         self.config.activation
+    }
+
+    /// Attention of a layer with this window.
+    pub(crate) fn attention_shape(&self, window: Option<usize>) -> AttentionShape {
+        let c = &self.config;
+        AttentionShape {
+            heads: c.heads,
+            kv_heads: c.kv_heads,
+            head_dim: c.head_dim,
+            window,
+            scale: (c.head_dim as f32).powf(-0.5),
+        }
     }
 }

@@ -34,3 +34,4 @@ pub use packed::{PackedLayer, PackedModel};
 pub use probe::{NoProbe, Probe, Rows};
 pub use sparse::{Director, KeptUnits, SparseCount, SparseOptions};
 pub use workspace::Workspace;
+pub(crate) use workspace::sized;

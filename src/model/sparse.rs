@@ -11,8 +11,8 @@ use super::workspace::{Workspace, sized};
 use super::{Attention, Ffn, KvCache, Model, PackedModel, Segment};
 use crate::Result;
 use crate::kernels::{
-    AttentionShape, Cpu, FfnGather, attention_gather, attention_gather_bytes, ffn_gather, heads_bytes, heads_output,
-    heads_project, kv_project, kv_project_bytes, rope,
+    Cpu, FfnGather, attention_gather, attention_gather_bytes, ffn_gather, heads_bytes, heads_output, heads_project,
+    kv_project, kv_project_bytes, rope,
 };
 
 /// Units of one layer that a token keeps: ascending, without repetition.
@@ -166,13 +166,7 @@ impl Model {
         if let Some(table) = &self.rope {
             rope(cpu, queries, list.len(), width, table, position);
         }
-        let shape = AttentionShape {
-            heads: c.heads,
-            kv_heads: c.kv_heads,
-            head_dim: width,
-            window: *window,
-            scale: (width as f32).powf(-0.5),
-        };
+        let shape = self.attention_shape(*window);
         // New keys went straight into the cache, so their buffer is free for the contexts of the kept heads.
         let kept = sized(&mut ws.keys, list.len() * width);
         attention_gather(cpu, &shape, list, queries, &kv.keys, &kv.values, capacity, position, kept);

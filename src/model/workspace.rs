@@ -1,5 +1,6 @@
 //! Buffers of the forward pass, kept between calls so that a token allocates nothing.
 
+use super::Model;
 use crate::tensor::Buffer;
 
 /// Activations of one forward pass over `T` rows. Belongs to one sequence (or batch) at a time.
@@ -7,7 +8,7 @@ use crate::tensor::Buffer;
 pub struct Workspace {
     /// Residual stream `[T, d]`; after the pass its final norm has been applied.
     pub(crate) residual: Buffer,
-    /// Norm output, then block output `[T, d]`.
+    /// Norm output `[T, d]`; after the pass the residual stream before the final norm, if there is one.
     pub(crate) normed: Buffer,
     /// Block output before it is added `[T, d]`.
     pub(crate) block: Buffer,
@@ -25,6 +26,21 @@ pub struct Workspace {
     pub(crate) up: Buffer,
     /// Embedding rows `[T, embed_dim]`, where they are narrower than the model; also the projected rows before the LM head.
     pub(crate) narrow: Buffer,
+}
+
+impl Workspace {
+    /// Residual stream that left the last layer in a pass over `count` rows, before the final norm, `[count, d]`.
+    pub(crate) fn before_final_norm(&self, model: &Model, count: usize) -> &[f32] {
+        let stream = if model.final_norm.is_some() { &self.normed } else { &self.residual };
+        &stream[..count * model.config.hidden]
+    }
+
+    /// Bytes in use.
+    pub(crate) fn bytes(&self) -> u64 {
+        let Workspace { residual, normed, block, queries, keys, values, contexts, inners, up, narrow } = self;
+        let buffers = [residual, normed, block, queries, keys, values, contexts, inners, up, narrow];
+        buffers.into_iter().map(|buffer| 4 * buffer.capacity() as u64).sum()
+    }
 }
 
 /// The first `len` elements of a buffer that grows but never shrinks.

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use crate::Result;
-use crate::kernels::{Cpu, embed_row};
-use crate::model::{Ffn, Model, Probe, Rows};
+use crate::kernels::Cpu;
+use crate::model::{Layer, Model, Probe, Rows};
 use crate::sparsity::{ScoreSource, Scores, Units};
 
 /// Scores of the rows of one pass.
@@ -18,19 +18,8 @@ pub(super) struct Recorded {
 
 /// Norms of the columns of every layer's second FFN matrix, `[L, F]`.
 pub(super) fn column_norms(cpu: &Cpu, model: &Model) -> Vec<f32> {
-    let f = model.config.ffn;
-    let mut row = vec![0.0; f];
-    let mut norms = Vec::with_capacity(model.layers.len() * f);
-    for layer in &model.layers {
-        let (Ffn::Plain { fc2: second, .. } | Ffn::Gated { down: second, .. }) = &layer.ffn;
-        let mut squares = vec![0.0; f];
-        for i in 0..second.weight.rows() {
-            embed_row(cpu, &second.weight, i, &mut row);
-            squares.iter_mut().zip(&row).for_each(|(sum, w)| *sum += f64::from(*w) * f64::from(*w));
-        }
-        norms.extend(squares.iter().map(|sum| sum.sqrt() as f32));
-    }
-    norms
+    let norms = |layer: &Layer| layer.ffn.output_squares(cpu).into_iter().map(|sum| sum.sqrt() as f32);
+    model.layers.iter().flat_map(norms).collect()
 }
 
 /// Records, in a dense pass, the squared norms of contexts and the sizes of inners times the norm of their column.

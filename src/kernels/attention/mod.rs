@@ -7,11 +7,16 @@
 //!   query heads that share them, and cuts long contexts into pieces of fixed length that several threads can take;
 //! * many rows (prefill) are bound by arithmetic: [`prefill`] runs vectors along (row, query head) pairs and uses the tile of
 //!   the blocked product for both multiplications.
+//!
+//! The way back, [`backward`], takes the probabilities again from the logarithms of their sums, block by block as well, so it
+//! needs no matrix of scores either.
 
+mod backward;
 mod decode;
 mod listed;
 #[cfg(test)]
 pub(crate) mod oracle;
+mod panel;
 mod prefill;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
@@ -19,6 +24,7 @@ mod tests;
 
 use std::ops::Range;
 
+pub use backward::{AttentionPass, attention_backward};
 use listed::Heads;
 pub use listed::{attention_gather, attention_gather_bytes};
 
@@ -80,18 +86,33 @@ pub fn attention(
     start: usize,
     out: &mut [f32],
 ) {
-    let AttentionShape { heads, head_dim, .. } = *shape;
-    shape.check();
-    assert_eq!(q.len(), out.len(), "queries and output are of the same length");
-    let row = heads * head_dim;
-    if row == 0 || q.is_empty() {
-        return;
+    let Some(operands) = Operands::of(shape, q, k, v, capacity, start, out) else { return };
+    if operands.t == 1 {
+        decode::decode(cpu, operands, Heads::All, out);
+    } else {
+        prefill::prefill(cpu, operands, out, None);
     }
-    let t = q.len() / row;
-    assert_eq!(q.len(), t * row, "queries are no whole number of rows of {heads} x {head_dim}");
-    let operands = Operands { shape: *shape, q, k, v, capacity, start, t };
-    operands.check();
-    if t == 1 { decode::decode(cpu, operands, Heads::All, out) } else { prefill::prefill(cpu, operands, out) }
+}
+
+/// [`attention`] of the rows from position 0 on that also records what [`attention_backward`] needs: `log_sums` `[T, H]`, the
+/// logarithm of the sum of each row's exponentials. `out` has the bits that [`attention`] gives for two rows and more.
+///
+/// # Panics
+/// As [`attention`], or if `log_sums` is not `[T, H]`.
+#[allow(clippy::too_many_arguments)]
+pub fn attention_recorded(
+    cpu: &Cpu,
+    shape: &AttentionShape,
+    q: &[f32],
+    k: &[f32],
+    v: &[f32],
+    capacity: usize,
+    out: &mut [f32],
+    log_sums: &mut [f32],
+) {
+    let Some(operands) = Operands::of(shape, q, k, v, capacity, 0, out) else { return };
+    assert_eq!(log_sums.len(), operands.t * shape.heads, "one logarithm for each row and head");
+    prefill::prefill(cpu, operands, out, Some(log_sums));
 }
 
 /// Bytes of the key/value cache that [`attention`] reads for `t` rows from position `start`.
@@ -108,7 +129,8 @@ pub(super) fn names(cpu: &Cpu) -> Vec<(String, String)> {
     let isa = cpu.isa();
     vec![
         ("attention, 1 row".to_owned(), format!("{isa}-f32-pieces{}", decode::PIECE)),
-        ("attention, 2 rows or more".to_owned(), format!("{isa}-f32-panel{}", prefill::panel_width(cpu.geometry()))),
+        ("attention, 2 rows or more".to_owned(), format!("{isa}-f32-panel{}", panel::panel_width(cpu.geometry()))),
+        ("attention, gradient".to_owned(), format!("{isa}-f32-panel{}", panel::panel_width(cpu.geometry()))),
     ]
 }
 
@@ -129,6 +151,30 @@ struct Operands<'a> {
 }
 
 impl<'a> Operands<'a> {
+    /// Checks the lengths; `None` if there is nothing to compute.
+    fn of(
+        shape: &AttentionShape,
+        q: &'a [f32],
+        k: &'a [f32],
+        v: &'a [f32],
+        capacity: usize,
+        start: usize,
+        out: &[f32],
+    ) -> Option<Self> {
+        let AttentionShape { heads, head_dim, .. } = *shape;
+        shape.check();
+        assert_eq!(q.len(), out.len(), "queries and output are of the same length");
+        let row = heads * head_dim;
+        if row == 0 || q.is_empty() {
+            return None;
+        }
+        let t = q.len() / row;
+        assert_eq!(q.len(), t * row, "queries are no whole number of rows of {heads} x {head_dim}");
+        let operands = Operands { shape: *shape, q, k, v, capacity, start, t };
+        operands.check();
+        Some(operands)
+    }
+
     /// Panics if the cache does not have the shape or ends before the last row.
     fn check(&self) {
         let Operands { capacity, start, t, .. } = *self;

@@ -8,23 +8,16 @@
 use std::ops::Range;
 
 use super::Operands;
+use super::panel::{BLOCK, VECTORS, pack, panel_width, product};
 use crate::kernels::cpu::{Cpu, SharedOut};
-use crate::kernels::isa::{Geometry, Kernel};
-use crate::kernels::linear::{Exact, micro};
+use crate::kernels::isa::Kernel;
 use crate::kernels::simd::{Simd, math, transpose};
 
-/// Positions taken together.
-const BLOCK: usize = 64;
-/// Vectors of pairs in a full panel.
-const VECTORS: usize = 3;
 /// Score of a position that a row does not see. Finite, so that differences are never NaN; real scores are far above.
 const HIDDEN: f32 = -1e30;
 
-pub(super) fn panel_width(geometry: Geometry) -> usize {
-    VECTORS * geometry.lanes
-}
-
-pub(super) fn prefill(cpu: &Cpu, operands: Operands<'_>, out: &mut [f32]) {
+/// `log_sums`, if wanted, `[t, H]`: the logarithm of the sum of each row's exponentials.
+pub(super) fn prefill(cpu: &Cpu, operands: Operands<'_>, out: &mut [f32], log_sums: Option<&mut [f32]>) {
     let shape = operands.shape;
     let width = panel_width(cpu.geometry());
     let pairs = operands.t * shape.group();
@@ -33,6 +26,7 @@ pub(super) fn prefill(cpu: &Cpu, operands: Operands<'_>, out: &mut [f32]) {
     // Operations of a panel, as bytes that memory could have delivered in the time.
     let cost = 4 * width * seen * shape.head_dim / 8;
     let out = SharedOut::new(out);
+    let log_sums = log_sums.map(SharedOut::new);
     cpu.split(shape.kv_heads * panels, 1, cost, &|items| {
         let d = shape.head_dim;
         let mut scratch = cpu.scratch((3 * d + BLOCK + 4) * width + 8 * d);
@@ -43,7 +37,7 @@ pub(super) fn prefill(cpu: &Cpu, operands: Operands<'_>, out: &mut [f32]) {
         for item in items {
             let (kv_head, first) = (item / panels, item % panels * width);
             let pairs = first..pairs.min(first + width);
-            cpu.run(Panel { operands, kv_head, pairs, queries, values, rows, scores, state, out });
+            cpu.run(Panel { operands, kv_head, pairs, queries, values, rows, scores, state, out, log_sums });
         }
     });
 }
@@ -66,6 +60,8 @@ struct Panel<'a> {
     state: &'a mut [f32],
     /// `[t, H, d_h]`
     out: SharedOut<'a>,
+    /// `[t, H]`
+    log_sums: Option<SharedOut<'a>>,
 }
 
 impl Kernel for Panel<'_> {
@@ -108,30 +104,23 @@ impl Panel<'_> {
     fn pack<S: Simd>(&mut self, s: S, width: usize) {
         let Operands { shape, q, start, .. } = self.operands;
         let (d, group) = (shape.head_dim, shape.group());
-        let scale = s.splat(shape.scale);
         let (max, rest) = self.state.split_at_mut(width);
         let (sum, rest) = rest.split_at_mut(width);
         let (first, last) = rest.split_at_mut(width);
         max.fill(HIDDEN);
         sum.fill(0.0);
-        for eight in (0..width).step_by(8) {
-            for (i, row) in self.rows.chunks_exact_mut(d).take(8).enumerate() {
-                let lane = eight + i;
-                // Lanes behind the last pair repeat it; their results are not written.
-                let pair = (self.pairs.start + lane).min(self.pairs.end - 1);
-                let (t, head) = (pair / group, self.kv_head * group + pair % group);
-                let visible = shape.visible(start + t);
-                first[lane] = visible.start as f32;
-                last[lane] = (visible.end - 1) as f32;
-                let query = &q[(t * shape.heads + head) * d..][..d];
-                for (row, query) in row.chunks_mut(S::LANES).zip(query.chunks(S::LANES)) {
-                    let v = s.mul(s.load_slice(query), scale);
-                    s.store_slice(row, v);
-                }
-            }
-            // SAFETY: `rows` holds 8 rows of `d`, the panel `d` rows of `width`, a multiple of 8.
-            unsafe { transpose(s, self.rows.as_ptr(), d, [8, d], self.queries[eight..].as_mut_ptr(), width) };
+        // Lanes behind the last pair repeat it; their results are not written.
+        let pair = |lane: usize| (self.pairs.start + lane).min(self.pairs.end - 1);
+        for (lane, (first, last)) in first.iter_mut().zip(last).enumerate().take(width) {
+            let visible = shape.visible(start + pair(lane) / group);
+            *first = visible.start as f32;
+            *last = (visible.end - 1) as f32;
         }
+        let query = |lane: usize| {
+            let (t, head) = (pair(lane) / group, self.kv_head * group + pair(lane) % group);
+            &q[(t * shape.heads + head) * d..][..d]
+        };
+        pack(s, query, shape.scale, self.rows, self.queries, [d, width]);
     }
 
     /// Adds the positions `block` to the running sums.
@@ -209,40 +198,13 @@ impl Panel<'_> {
             // SAFETY: a pair belongs to one panel, and this task alone computes it.
             unsafe { self.out.slice(at..at + d) }.copy_from_slice(row);
         }
-    }
-}
-
-/// `sums[r][..] += sum_i w[r][i] * x[i][..]` for `[rows, steps]` of `w` with the given strides; rows of `x` and `sums` are `C`
-/// vectors.
-#[inline(always)]
-fn product<S: Simd, const C: usize>(
-    s: S,
-    [rows, steps]: [usize; 2],
-    w: &[f32],
-    strides: [usize; 2],
-    x: &[f32],
-    sums: &mut [f32],
-) {
-    let width = C * S::LANES;
-    assert!(w.len() == rows * steps && x.len() == steps * width && sums.len() == rows * width);
-    let mut r = 0;
-    // SAFETY (all three): rows `r .. r + R` exist in `w` and `sums`; their lengths were checked above.
-    while S::REGISTERS >= 32 && r + 8 <= rows {
-        let (w, sums) = (w[r * strides[0]..].as_ptr(), sums[r * width..].as_mut_ptr());
-        // SAFETY: as above.
-        unsafe { micro::<S, Exact, 8, C>(s, Exact, steps, w, strides, x.as_ptr(), sums, width) };
-        r += 8;
-    }
-    while r + 4 <= rows {
-        let (w, sums) = (w[r * strides[0]..].as_ptr(), sums[r * width..].as_mut_ptr());
-        // SAFETY: as above.
-        unsafe { micro::<S, Exact, 4, C>(s, Exact, steps, w, strides, x.as_ptr(), sums, width) };
-        r += 4;
-    }
-    while r < rows {
-        let (w, sums) = (w[r * strides[0]..].as_ptr(), sums[r * width..].as_mut_ptr());
-        // SAFETY: as above.
-        unsafe { micro::<S, Exact, 1, C>(s, Exact, steps, w, strides, x.as_ptr(), sums, width) };
-        r += 1;
+        if let Some(log_sums) = self.log_sums {
+            let (maxima, sums) = self.state[..2 * width].split_at(width);
+            for (pair, (max, sum)) in self.pairs.clone().zip(maxima.iter().zip(sums)) {
+                let (t, head) = (pair / group, self.kv_head * group + pair % group);
+                // SAFETY: as above.
+                unsafe { *log_sums.at(t * shape.heads + head) = max + sum.ln() };
+            }
+        }
     }
 }

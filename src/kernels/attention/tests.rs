@@ -1,6 +1,8 @@
 use proptest::prelude::*;
 
-use super::{AttentionShape, Operands, attention, attention_bytes, oracle};
+use super::{
+    AttentionPass, AttentionShape, Operands, attention, attention_backward, attention_bytes, attention_recorded, oracle,
+};
 use crate::kernels::testing::{close, cpu, on_every_isa, values};
 use crate::kernels::{Compute, Cpu, IsaName};
 
@@ -100,12 +102,134 @@ fn no_rows_are_fine(isa: IsaName) {
     attention(&cpu, &shape, &[], &[0.0; 64], &[0.0; 64], 4, 4, &mut []);
 }
 
+impl Inputs {
+    /// `out` and the logarithms of [`attention_recorded`].
+    fn record(&self, cpu: &Cpu) -> (Vec<f32>, Vec<f32>) {
+        let Inputs { shape, q, k, v, capacity, t, .. } = self;
+        let (mut out, mut log_sums) = (vec![f32::NAN; q.len()], vec![f32::NAN; t * shape.heads]);
+        attention_recorded(cpu, shape, q, k, v, *capacity, &mut out, &mut log_sums);
+        (out, log_sums)
+    }
+
+    /// The gradients of queries, keys and values.
+    fn run_backward(&self, cpu: &Cpu, dout: &[f32]) -> [Vec<f32>; 3] {
+        let (out, log_sums) = self.record(cpu);
+        let Inputs { shape, ref q, ref k, ref v, capacity, t, .. } = *self;
+        let pass = AttentionPass { shape, q, k, v, capacity, out: &out, log_sums: &log_sums };
+        let cached = vec![f32::NAN; t * shape.kv_heads * shape.head_dim];
+        let [mut dq, mut dk, mut dv] = [vec![f32::NAN; q.len()], cached.clone(), cached];
+        attention_backward(cpu, &pass, dout, &mut dq, &mut dk, &mut dv);
+        [dq, dk, dv]
+    }
+
+    fn operands(&self) -> Operands<'_> {
+        let Inputs { shape, capacity, start, t, .. } = *self;
+        Operands { shape, q: &self.q, k: &self.k, v: &self.v, capacity, start, t }
+    }
+}
+
+fn recording_changes_nothing(isa: IsaName) {
+    let Some(cpu) = cpu(isa, 2, Compute::F32) else { return };
+    proptest!(ProptestConfig::with_cases(20), |(inputs in inputs(1..90, 0..1))| {
+        let (out, log_sums) = inputs.record(&cpu);
+        prop_assert!(inputs.t == 1 || out == inputs.run(&cpu));
+        close(&out, &inputs.expected())?;
+        prop_assert!(log_sums.iter().all(|v| v.is_finite()));
+    });
+}
+
+fn backward_agrees_with_the_oracle(isa: IsaName) {
+    let Some(cpu) = cpu(isa, 2, Compute::F32) else { return };
+    proptest!(ProptestConfig::with_cases(60), |(inputs in inputs(1..150, 0..1))| {
+        let dout = values(99, inputs.q.len());
+        let expected = oracle::attention_backward(inputs.operands(), &dout);
+        for (found, expected) in inputs.run_backward(&cpu, &dout).iter().zip(&expected) {
+            close(found, expected)?;
+        }
+    });
+}
+
+fn threads_change_nothing_on_the_way_back(isa: IsaName) {
+    let shape = AttentionShape { heads: 6, kv_heads: 3, head_dim: 64, window: Some(150), scale: 0.125 };
+    let inputs = Inputs::new(shape, 0, 200, 5);
+    let dout = values(7, inputs.q.len());
+    let bits = |cpu: Cpu| inputs.run_backward(&cpu, &dout).map(|x| x.into_iter().map(f32::to_bits).collect::<Vec<_>>());
+    let results = [1, 2, 3].map(|threads| cpu(isa, threads, Compute::F32).map(bits));
+    assert!(results[0] == results[1] && results[1] == results[2]);
+}
+
+fn broken_gradients_stay_visible(isa: IsaName) {
+    let Some(cpu) = cpu(isa, 1, Compute::F32) else { return };
+    let shape = AttentionShape { heads: 2, kv_heads: 2, head_dim: 16, window: None, scale: 0.25 };
+    let inputs = Inputs::new(shape, 0, 30, 5);
+    let mut dout = values(7, inputs.q.len());
+    // Row 20 of head 0.
+    dout[20 * 32] = f32::NAN;
+    let [dq, dk, dv] = inputs.run_backward(&cpu, &dout);
+    for (t, row) in dq.chunks_exact(32).enumerate() {
+        assert!(row[..16].iter().all(|v| v.is_nan()) == (t == 20));
+        assert!(row[16..].iter().all(|v| v.is_finite()));
+    }
+    // Positions that row 20 does not see may break, too: nothing times NaN is NaN.
+    for (dk, dv) in dk.chunks_exact(32).zip(dv.chunks_exact(32)).take(21) {
+        assert!(dk[..16].iter().all(|v| v.is_nan()) && dv[0].is_nan());
+    }
+    for (dk, dv) in dk.chunks_exact(32).zip(dv.chunks_exact(32)) {
+        assert!(dk[16..].iter().chain(&dv[16..]).all(|v| v.is_finite()));
+    }
+}
+
+#[test]
+fn the_oracle_is_the_derivative() {
+    let shape = AttentionShape { heads: 4, kv_heads: 2, head_dim: 6, window: Some(5), scale: 0.4 };
+    let inputs = Inputs::new(shape, 0, 9, 3);
+    let dout = values(8, inputs.q.len());
+    let loss = |inputs: &Inputs| {
+        let out = inputs.expected();
+        out.iter().zip(&dout).map(|((value, _), &g)| value * f64::from(g)).sum::<f64>()
+    };
+    // Powers of two, so that the moved operand is exact.
+    let step = 1.0 / 256.0;
+    let derivative =
+        |moved: &dyn Fn(f32) -> Inputs| (loss(&moved(step)) - loss(&moved(-step))) / (2.0 * f64::from(step));
+    let copy = || Inputs::new(shape, 0, 9, 3);
+    let [dq, dk, dv] = oracle::attention_backward(inputs.operands(), &dout);
+    for (i, (expected, _)) in dq.iter().enumerate() {
+        let found = derivative(&|step| {
+            let mut moved = copy();
+            moved.q[i] += step;
+            moved
+        });
+        assert!((found - expected).abs() < 1e-4, "query {i}: {expected} instead of {found}");
+    }
+    for (i, ((dk, _), (dv, _))) in dk.iter().zip(&dv).enumerate() {
+        let (position, head, c) = (i / 12, i / 6 % 2, i % 6);
+        let at = (head * inputs.capacity + position) * 6 + c;
+        let found = derivative(&|step| {
+            let mut moved = copy();
+            moved.k[at] += step;
+            moved
+        });
+        assert!((found - dk).abs() < 1e-3, "key {i}: {dk} instead of {found}");
+        let found = derivative(&|step| {
+            let mut moved = copy();
+            moved.v[at] += step;
+            moved
+        });
+        assert!((found - dv).abs() < 1e-4, "value {i}: {dv} instead of {found}");
+    }
+}
+
 on_every_isa!(
     decode_agrees_with_the_oracle,
     prefill_agrees_with_the_oracle,
     threads_change_nothing,
     broken_values_stay_visible,
     no_rows_are_fine,
+    recording_changes_nothing,
+    backward_agrees_with_the_oracle,
+    threads_change_nothing_on_the_way_back,
+    broken_gradients_stay_visible,
 );
 
 #[test]

@@ -28,6 +28,8 @@ mod tests;
 
 pub use ffn::{FfnGather, GatherCount, ffn_gather};
 pub use heads::{heads_bytes, heads_output, heads_project, kv_project, kv_project_bytes};
+pub(super) use pieces::Pieces;
+pub(super) use streams::add_rows;
 
 use shadowllm_weights::DType;
 

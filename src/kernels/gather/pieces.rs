@@ -18,7 +18,7 @@ pub(super) const LEAST: usize = 64;
 
 /// A list of `len` items cut into pieces of the same length, the last one possibly shorter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Pieces {
+pub(in crate::kernels) struct Pieces {
     len: usize,
     size: usize,
 }
@@ -26,7 +26,7 @@ pub(super) struct Pieces {
 impl Pieces {
     /// As many pieces as the power of two below `len / LEAST`, so that they are shared evenly by two, four, .. threads; whole
     /// groups of [`STREAMS`] items.
-    pub(super) fn new(len: usize) -> Self {
+    pub(in crate::kernels) fn new(len: usize) -> Self {
         let most = (len / LEAST).clamp(1, MOST);
         Pieces { len, size: len.div_ceil(1 << most.ilog2()).next_multiple_of(STREAMS) }
     }
@@ -47,7 +47,7 @@ impl Pieces {
 
     /// `out = sum over pieces of f(piece) + bias`: `f` adds the items of its range to a vector of zeros as long as `out`.
     /// `bytes` is what one item reads.
-    pub(super) fn sum(
+    pub(in crate::kernels) fn sum(
         self,
         cpu: &Cpu,
         bytes: usize,

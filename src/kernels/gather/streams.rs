@@ -40,7 +40,7 @@ pub(super) fn dots<'a, S: Simd, W: Element>(
 
 /// `sum[c] += factors[i] * row(i)[c]` for the rows of `factors` in their order; `row` as in [`dots`].
 #[inline(always)]
-pub(super) fn add_rows<'a, S: Simd, W: Element>(
+pub(in crate::kernels) fn add_rows<'a, S: Simd, W: Element>(
     s: S,
     factors: &[f32],
     row: impl Fn(usize) -> Option<&'a [W]>,

@@ -1,30 +1,30 @@
 //! Many rows of `x`: the blocked product, bound by arithmetic.
 //!
 //! Vectors run along *tokens*. `x` is packed once per call into panels in which the tokens of one `k` lie side by side; a
-//! weight is then broadcast and multiplied with a whole panel row, so weights need no rearrangement: a block of rows is
-//! widened to `f32` as it lies. The innermost tile is [`TILE_ROWS`] weights by up to four vectors of tokens: with AVX-512 24
+//! weight is then broadcast and multiplied with a whole panel row, so weights need no transposing: a block of them is widened
+//! to `f32` as it lies, whether the sums run along its rows or along its columns ([`Weights`]). The innermost tile is [`TILE_ROWS`] weights by up to four vectors of tokens: with AVX-512 24
 //! of the 32 registers hold sums, and a step of 24 multiply-adds needs 4 vector loads and 6 broadcasts, which leaves the
 //! arithmetic units the bottleneck. With 16 registers the tile is two vectors wide, 12 sums.
 //!
-//! Blocks: [`K_BLOCK`] steps along `K`, so that the panels stay in the second-level cache while all weight rows of a block
-//! pass; [`ROW_BLOCK`] weight rows and [`TOKEN_BLOCK`] tokens, so that their sums do, too. Sums of successive `K` blocks are
+//! Blocks: [`K_BLOCK`] steps along `K`, so that the panels stay in the second-level cache while the weights of a block
+//! pass; [`ROW_BLOCK`] outputs and [`TOKEN_BLOCK`] tokens, so that their sums do, too. Sums of successive `K` blocks are
 //! added in order. Every output is computed the same way whichever task does it.
 
 use std::ops::Range;
 
-use super::Linear;
 use super::micro::micro;
-use super::product::Product;
-use crate::kernels::cpu::{Cpu, SharedOut};
+use super::product::{Exact, Pairs, Product, Rounded};
+use super::weights::Weights;
+use crate::kernels::cpu::{Compute, Cpu, SharedOut};
 use crate::kernels::isa::{Geometry, Kernel};
-use crate::kernels::simd::{Element, Simd, transpose};
+use crate::kernels::simd::{Simd, transpose};
 
-/// Weight rows in one register tile.
+/// Outputs in one register tile.
 pub(super) const TILE_ROWS: usize = 6;
 /// Words along `K` in one block: a panel of 64 tokens is then 64 KiB, the widened weights of a tile 6 KiB.
-const K_BLOCK: usize = 256;
-/// Weight rows whose sums are kept at once; a multiple of [`TILE_ROWS`].
-const ROW_BLOCK: usize = 96;
+pub(super) const K_BLOCK: usize = 256;
+/// Outputs whose sums are kept at once; a multiple of [`TILE_ROWS`].
+pub(super) const ROW_BLOCK: usize = 96;
 /// Tokens whose sums are kept at once; a multiple of every panel width.
 const TOKEN_BLOCK: usize = 256;
 
@@ -73,9 +73,30 @@ impl Layout {
     }
 }
 
-/// Computes all outputs of `linear` with the given product.
-pub(super) fn gemm<W: Element, P: Product>(cpu: &Cpu, product: P, linear: Linear<'_, W>, out: &mut [f32]) {
-    let Linear { n, k, t, .. } = linear;
+/// The operands of one product: `out[t][n] = sum_k x[t][k] * weight(n, k) + bias[n]`.
+#[derive(Clone, Copy)]
+pub(super) struct Factors<'a, M> {
+    pub(super) weights: M,
+    /// `[n]`
+    pub(super) bias: Option<&'a [f32]>,
+    /// `[t, k]`
+    pub(super) x: &'a [f32],
+    pub(super) n: usize,
+    pub(super) k: usize,
+    pub(super) t: usize,
+}
+
+/// Computes all outputs in the given precision.
+pub(super) fn gemm<M: Weights>(cpu: &Cpu, compute: Compute, factors: Factors<'_, M>, out: &mut [f32]) {
+    match compute {
+        Compute::F32 => multiply(cpu, Exact, factors, out),
+        Compute::Bf16 if cpu.has_bf16() => multiply(cpu, Pairs, factors, out),
+        Compute::Bf16 => multiply(cpu, Rounded, factors, out),
+    }
+}
+
+fn multiply<M: Weights, P: Product>(cpu: &Cpu, product: P, factors: Factors<'_, M>, out: &mut [f32]) {
+    let Factors { x, n, k, t, .. } = factors;
     let layout = Layout::new::<P>(cpu.geometry(), k, t);
     let mut packed = cpu.scratch(layout.words * layout.tokens);
     let shared = SharedOut::new(&mut packed);
@@ -84,26 +105,29 @@ pub(super) fn gemm<W: Element, P: Product>(cpu: &Cpu, product: P, linear: Linear
         let mut rows = cpu.scratch(8 * K_BLOCK);
         for item in range {
             let (block, first) = (item / panels, item % panels * layout.panel);
-            product.enter(cpu, Pack { product, linear, layout, block, first, rows: &mut rows, packed: shared });
+            product.enter(cpu, Pack { product, x, k, t, layout, block, first, rows: &mut rows, packed: shared });
         }
     });
     let out = SharedOut::new(out);
     // A task's time, as bytes that memory could have delivered in it: 2 k t operations at 7 operations a byte.
     let cost = k * t / 4;
     cpu.split(n, TILE_ROWS, cost, &|range| {
-        let mut weights = cpu.scratch(TILE_ROWS * K_BLOCK);
+        let mut weights = cpu.scratch(M::GROUP * K_BLOCK);
         let mut sums = cpu.scratch(ROW_BLOCK * TOKEN_BLOCK.min(layout.tokens));
         product.enter(
             cpu,
-            Multiply { product, linear, layout, packed: &packed, range, weights: &mut weights, sums: &mut sums, out },
+            Multiply { product, factors, layout, packed: &packed, range, weights: &mut weights, sums: &mut sums, out },
         );
     });
 }
 
 /// Packs one panel: the tokens from `first`, the words of `block`.
-struct Pack<'a, W, P> {
+struct Pack<'a, P> {
     product: P,
-    linear: Linear<'a, W>,
+    /// `[t, k]`
+    x: &'a [f32],
+    k: usize,
+    t: usize,
     layout: Layout,
     block: usize,
     first: usize,
@@ -112,12 +136,12 @@ struct Pack<'a, W, P> {
     packed: SharedOut<'a>,
 }
 
-impl<W: Element, P: Product> Kernel for Pack<'_, W, P> {
+impl<P: Product> Kernel for Pack<'_, P> {
     type Out = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Linear { x, k, t, .. } = self.linear;
+        let Pack { x, k, t, .. } = self;
         let words = self.layout.block_words(self.block);
         let width = self.layout.panel_tokens(self.first);
         let at = self.layout.offset(self.block, self.first);
@@ -143,13 +167,13 @@ impl<W: Element, P: Product> Kernel for Pack<'_, W, P> {
 }
 
 /// Computes outputs `range` of all tokens.
-struct Multiply<'a, W, P> {
+struct Multiply<'a, M, P> {
     product: P,
-    linear: Linear<'a, W>,
+    factors: Factors<'a, M>,
     layout: Layout,
     packed: &'a [f32],
     range: Range<usize>,
-    /// `[TILE_ROWS, K_BLOCK]` words of the current weight rows.
+    /// `[GROUP / TILE_ROWS]` tiles of the current weights' words.
     weights: &'a mut [f32],
     /// `[ROW_BLOCK, tokens of the block]`
     sums: &'a mut [f32],
@@ -157,7 +181,7 @@ struct Multiply<'a, W, P> {
     out: SharedOut<'a>,
 }
 
-impl<W: Element, P: Product> Kernel for Multiply<'_, W, P> {
+impl<M: Weights, P: Product> Kernel for Multiply<'_, M, P> {
     type Out = ();
 
     #[inline(always)]
@@ -167,11 +191,15 @@ impl<W: Element, P: Product> Kernel for Multiply<'_, W, P> {
         for tokens in blocks(0..layout.tokens, TOKEN_BLOCK) {
             for rows in blocks(range.clone(), ROW_BLOCK) {
                 for (r, sums) in self.sums.chunks_exact_mut(tokens.len()).take(rows.len()).enumerate() {
-                    sums.fill(self.linear.bias.map_or(0.0, |bias| bias[rows.start + r]));
+                    sums.fill(self.factors.bias.map_or(0.0, |bias| bias[rows.start + r]));
                 }
                 for block in 0..layout.blocks() {
-                    for tile in blocks(rows.clone(), TILE_ROWS) {
-                        self.tile(s, block, tile.clone(), tile.start - rows.start, tokens.clone());
+                    for group in blocks(rows.clone(), M::GROUP) {
+                        self.widen(s, block, group.clone());
+                        for tile in blocks(group.clone(), TILE_ROWS) {
+                            let weights = (tile.start - group.start) * K_BLOCK;
+                            self.tile(s, block, weights, tile.start - rows.start, tokens.clone());
+                        }
                     }
                 }
                 self.write(s, rows, tokens.clone());
@@ -187,44 +215,38 @@ fn blocks(range: Range<usize>, size: usize) -> impl Iterator<Item = Range<usize>
     range.step_by(size).map(move |start| start..end.min(start + size))
 }
 
-impl<W: Element, P: Product> Multiply<'_, W, P> {
-    /// Adds the products of one block of words to the sums of weight rows `rows`, which begin at row `first` of the sums.
+impl<M: Weights, P: Product> Multiply<'_, M, P> {
+    /// Widens one block of words of the weights of `outputs`, one group at most.
     #[inline(always)]
-    fn tile<S: Simd>(&mut self, s: S, block: usize, rows: Range<usize>, first: usize, tokens: Range<usize>) {
-        let Linear { w, n, k, .. } = self.linear;
+    fn widen<S: Simd>(&mut self, s: S, block: usize, outputs: Range<usize>) {
+        let k = self.factors.k;
+        let along = block * K_BLOCK * P::PER_WORD..k.min((block + 1) * K_BLOCK * P::PER_WORD);
+        self.factors.weights.widen(s, self.product, outputs, along, self.weights);
+    }
+
+    /// Adds the products of one block of words to the sums of one tile of outputs: its weights begin at `weights`, its sums at
+    /// row `first`.
+    #[inline(always)]
+    fn tile<S: Simd>(&mut self, s: S, block: usize, weights: usize, first: usize, tokens: Range<usize>) {
         let layout = self.layout;
         let words = layout.block_words(block);
-        let columns = block * K_BLOCK * P::PER_WORD..k.min((block + 1) * K_BLOCK * P::PER_WORD);
-        for (i, words) in self.weights.chunks_exact_mut(K_BLOCK).map(|row| &mut row[..words]).enumerate() {
-            match rows.start + i {
-                row if row < rows.end => self.product.words(s, &w[row * k..][columns.clone()], words),
-                _ => words.fill(0.0),
-            }
-            // The pieces of successive rows lie too far apart for the processor to guess the next.
-            let next = rows.start + i + TILE_ROWS;
-            if next < n {
-                let piece = &w[next * k..][columns.clone()];
-                for line in piece.chunks(64 / size_of::<W>()) {
-                    s.prefetch(line.as_ptr());
-                }
-            }
-        }
         let width = tokens.len();
         let mut token = tokens.start;
         while token < tokens.end {
             let panel = layout.panel_tokens(token);
             let x = self.packed[layout.offset(block, token)..][..words * panel].as_ptr();
             let sums = self.sums[first * width..][..TILE_ROWS * width].as_mut_ptr();
-            let w = self.weights.as_ptr();
-            // SAFETY: the weights are `TILE_ROWS` rows of `K_BLOCK` words, the panel `words` rows of `panel` tokens, and the
-            // sums `TILE_ROWS` rows of `width` tokens, of which `panel` follow the offset.
+            let w = self.weights[weights..][..TILE_ROWS * K_BLOCK].as_ptr();
+            // SAFETY: the weights are one tile of `TILE_ROWS` times `K_BLOCK` words, in which the strides stay; the panel is
+            // `words` rows of `panel` tokens, and the sums `TILE_ROWS` rows of `width` tokens, of which `panel` follow the
+            // offset.
             unsafe {
                 let sums = sums.add(token - tokens.start);
                 match panel / S::LANES {
-                    1 => micro::<S, P, TILE_ROWS, 1>(s, self.product, words, w, [K_BLOCK, 1], x, sums, width),
-                    2 => micro::<S, P, TILE_ROWS, 2>(s, self.product, words, w, [K_BLOCK, 1], x, sums, width),
-                    3 => micro::<S, P, TILE_ROWS, 3>(s, self.product, words, w, [K_BLOCK, 1], x, sums, width),
-                    _ => micro::<S, P, TILE_ROWS, 4>(s, self.product, words, w, [K_BLOCK, 1], x, sums, width),
+                    1 => micro::<S, P, TILE_ROWS, 1>(s, self.product, words, w, M::STRIDES, x, sums, width),
+                    2 => micro::<S, P, TILE_ROWS, 2>(s, self.product, words, w, M::STRIDES, x, sums, width),
+                    3 => micro::<S, P, TILE_ROWS, 3>(s, self.product, words, w, M::STRIDES, x, sums, width),
+                    _ => micro::<S, P, TILE_ROWS, 4>(s, self.product, words, w, M::STRIDES, x, sums, width),
                 }
             }
             token += panel;
@@ -234,7 +256,7 @@ impl<W: Element, P: Product> Multiply<'_, W, P> {
     /// Transposes the sums into the output.
     #[inline(always)]
     fn write<S: Simd>(&self, s: S, rows: Range<usize>, tokens: Range<usize>) {
-        let Linear { n, t, .. } = self.linear;
+        let Factors { n, t, .. } = self.factors;
         let real = tokens.end.min(t) - tokens.start;
         // SAFETY: columns `rows` belong to this task alone; tokens end at `t`; the sums hold `rows.len()` rows.
         unsafe {

@@ -6,6 +6,8 @@
 //! * a few rows (batched decode) are the same loop with each weight used for several rows: the same bytes, more results,
 //!   and bit for bit the results of the rows one by one;
 //! * many rows (prefill, scoring) are bound by arithmetic: [`gemm`] blocks for registers and caches.
+//!
+//! The way back, `out = x W + bias`, has the same regimes over the same weights: [`transposed`].
 
 mod gemm;
 mod gradient;
@@ -17,16 +19,21 @@ mod rows;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests;
+mod transposed;
+mod weights;
 
 use std::ops::Range;
 
 pub use gradient::{bias_gradient, input_gradient, weight_gradient};
 pub(crate) use micro::micro;
 pub(crate) use product::{Exact, widen};
-use product::{Pairs, Rounded};
 pub(crate) use rows::Rows;
+pub use transposed::linear_transposed;
 
 use shadowllm_weights::DType;
+
+use gemm::{Factors, gemm};
+use weights::ByRows;
 
 use super::cpu::{Compute, Cpu, SharedOut};
 use super::simd::Element;
@@ -88,25 +95,29 @@ pub fn linear_bytes(w: &Matrix, rows_of_x: usize) -> u64 {
     (w.bytes() + rows_of_x * w.cols() * size_of::<f32>()) as u64
 }
 
-/// Names of the kernels that [`linear`] runs, for each weight type.
+/// Name of the blocked product of rows with weights of a type.
+fn blocked_name(cpu: &Cpu, dtype: DType, compute: Compute) -> String {
+    let isa = cpu.isa();
+    let (isa, factors) = match compute {
+        Compute::F32 => (isa.to_string(), format!("{dtype}xf32")),
+        Compute::Bf16 if cpu.has_bf16() => (format!("{isa}bf16"), "bf16xbf16".to_owned()),
+        Compute::Bf16 => (isa.to_string(), "bf16xbf16".to_owned()),
+    };
+    format!("{isa}-{factors}-tile{}x{}", gemm::TILE_ROWS, gemm::panel_tokens(cpu.geometry()))
+}
+
+/// Names of the kernels that [`linear`] and [`linear_transposed`] run, for each weight type.
 pub(super) fn names(cpu: &Cpu) -> Vec<(String, String)> {
     let isa = cpu.isa();
-    let tokens = gemm::panel_tokens(cpu.geometry());
     let mut names = Vec::new();
     for dtype in DType::ALL {
         let many = gemm_rows(cpu, dtype);
         names.push((format!("linear {dtype}, 1 row"), format!("{isa}-{dtype}xf32-rows8x1")));
         let group = if cpu.geometry().registers >= 32 { 4 } else { 2 };
         names.push((format!("linear {dtype}, 2 to {} rows", many - 1), format!("{isa}-{dtype}xf32-rows{group}x4")));
-        let (isa, factors) = match compute(cpu, dtype) {
-            Compute::F32 => (isa.to_string(), format!("{dtype}xf32")),
-            Compute::Bf16 if cpu.has_bf16() => (format!("{isa}bf16"), "bf16xbf16".to_owned()),
-            Compute::Bf16 => (isa.to_string(), "bf16xbf16".to_owned()),
-        };
-        names.push((
-            format!("linear {dtype}, {many} rows or more"),
-            format!("{isa}-{factors}-tile{}x{tokens}", gemm::TILE_ROWS),
-        ));
+        let blocked = blocked_name(cpu, dtype, compute(cpu, dtype));
+        names.push((format!("linear {dtype}, {many} rows or more"), blocked));
+        names.extend(transposed::names(cpu, dtype));
     }
     names
 }
@@ -130,16 +141,14 @@ impl<W: Element> Linear<'_, W> {
         if self.t == 0 {
             return;
         }
-        if self.t >= gemm_rows(cpu, W::DTYPE) {
-            return match compute(cpu, W::DTYPE) {
-                Compute::F32 => gemm::gemm(cpu, Exact, self, out),
-                Compute::Bf16 if cpu.has_bf16() => gemm::gemm(cpu, Pairs, self, out),
-                Compute::Bf16 => gemm::gemm(cpu, Rounded, self, out),
-            };
+        let Linear { w, bias, x, n, k, t } = self;
+        if t >= gemm_rows(cpu, W::DTYPE) {
+            let factors = Factors { weights: ByRows { w, k }, bias, x, n, k, t };
+            return gemm(cpu, compute(cpu, W::DTYPE), factors, out);
         }
-        let row_bytes = self.k * size_of::<W>();
+        let row_bytes = k * size_of::<W>();
         let out = SharedOut::new(out);
         let chunk = |range: Range<usize>| cpu.run(Rows { linear: self, range, out });
-        cpu.split(self.n, 1, row_bytes, &chunk);
+        cpu.split(n, 1, row_bytes, &chunk);
     }
 }

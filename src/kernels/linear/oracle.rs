@@ -8,13 +8,35 @@ use crate::tensor::{Matrix, MatrixView};
 
 /// Expected value and error bound of every output `[T, N]`.
 pub(crate) fn linear(w: &Matrix, bias: Option<&[f32]>, x: &[f32], compute: Compute) -> Vec<(f64, f64)> {
+    product(&widened(w), [w.rows(), w.cols()], w.dtype(), bias, x, compute)
+}
+
+/// Expected value and error bound of every output `[T, K]` of the product with the transposed matrix: that of a layer whose
+/// weights are the columns.
+pub(crate) fn transposed(w: &Matrix, bias: Option<&[f32]>, x: &[f32], compute: Compute) -> Vec<(f64, f64)> {
     let (n, k) = (w.rows(), w.cols());
-    let widened: Vec<f32> = match w.view() {
+    let w32 = widened(w);
+    let columns: Vec<f32> = (0..k).flat_map(|c| w32.iter().skip(c).step_by(k).copied()).collect();
+    product(&columns, [k, n], w.dtype(), bias, x, compute)
+}
+
+fn widened(w: &Matrix) -> Vec<f32> {
+    match w.view() {
         MatrixView::F32(w) => w.to_vec(),
         MatrixView::F16(w) => w.iter().map(|v| v.to_f32()).collect(),
         MatrixView::BF16(w) => w.iter().map(|v| v.to_f32()).collect(),
-    };
-    let input = |v: f32| match (compute, w.dtype()) {
+    }
+}
+
+fn product(
+    widened: &[f32],
+    [n, k]: [usize; 2],
+    dtype: DType,
+    bias: Option<&[f32]>,
+    x: &[f32],
+    compute: Compute,
+) -> Vec<(f64, f64)> {
+    let input = |v: f32| match (compute, dtype) {
         (Compute::Bf16, DType::BF16) => bf16::from_f32(v).to_f64(),
         _ => f64::from(v),
     };

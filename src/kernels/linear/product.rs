@@ -21,6 +21,10 @@ pub(crate) trait Product: Copy + Send + Sync {
     /// Makes the words of `src`, a last incomplete one filled up with zero. `dst` is as long as there are words.
     fn words<S: Simd, W: Element>(self, s: S, src: &[W], dst: &mut [f32]);
 
+    /// Makes the words of values that lie one below the other: word `i` is `rows[0][i]`, followed by `rows[1][i]` if a word holds
+    /// two, or by zero if that row is empty. `dst` is as long as a row.
+    fn words_across<S: Simd, W: Element>(self, s: S, rows: [&[W]; 2], dst: &mut [f32]);
+
     /// `acc + w * x`, word by word.
     fn step<S: Simd>(self, s: S, acc: S::V, w: S::V, x: S::V) -> S::V;
 }
@@ -40,6 +44,11 @@ impl Product for Exact {
     #[inline(always)]
     fn words<S: Simd, W: Element>(self, s: S, src: &[W], dst: &mut [f32]) {
         widen(s, src, dst);
+    }
+
+    #[inline(always)]
+    fn words_across<S: Simd, W: Element>(self, s: S, rows: [&[W]; 2], dst: &mut [f32]) {
+        self.words(s, rows[0], dst);
     }
 
     #[inline(always)]
@@ -73,6 +82,21 @@ impl Product for Pairs {
     }
 
     #[inline(always)]
+    fn words_across<S: Simd, W: Element>(self, _s: S, [low, high]: [&[W]; 2], dst: &mut [f32]) {
+        assert_eq!(dst.len(), low.len());
+        if high.is_empty() {
+            for (word, &low) in dst.iter_mut().zip(low) {
+                *word = f32::from_bits(round::<W>(low));
+            }
+            return;
+        }
+        assert_eq!(dst.len(), high.len());
+        for (word, (&low, &high)) in dst.iter_mut().zip(low.iter().zip(high)) {
+            *word = f32::from_bits(round::<W>(low) | round::<W>(high) << 16);
+        }
+    }
+
+    #[inline(always)]
     fn step<S: Simd>(self, s: S, acc: S::V, w: S::V, x: S::V) -> S::V {
         s.dot_pairs(acc, w, x)
     }
@@ -96,6 +120,11 @@ impl Product for Rounded {
         for (word, &value) in dst.iter_mut().zip(src) {
             *word = f32::from_bits(round::<W>(value) << 16);
         }
+    }
+
+    #[inline(always)]
+    fn words_across<S: Simd, W: Element>(self, s: S, rows: [&[W]; 2], dst: &mut [f32]) {
+        self.words(s, rows[0], dst);
     }
 
     #[inline(always)]

@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 use shadowllm_weights::DType;
 
-use super::{BF16_ROWS, linear, oracle};
+use super::{BF16_ROWS, linear, linear_transposed, oracle};
 use crate::kernels::testing::{close, cpu, matrix, on_every_isa, values};
 use crate::kernels::{Compute, Cpu, IsaName};
 
@@ -104,6 +104,99 @@ fn empty_operands_are_fine(isa: IsaName) {
     }
 }
 
+fn run_transposed(cpu: &Cpu, w: &crate::tensor::Matrix, bias: Option<&[f32]>, x: &[f32]) -> Vec<f32> {
+    let mut out = vec![f32::NAN; x.len() / w.rows() * w.cols()];
+    linear_transposed(cpu, w, bias, x, &mut out);
+    out
+}
+
+fn transposed_agrees_with_the_oracle(isa: IsaName) {
+    let Some(cpu) = cpu(isa, 2, Compute::F32) else { return };
+    let rows = prop_oneof![Just(1usize), 1usize..12, 12usize..90];
+    let cases = (1usize..300, 1usize..130, rows, dtype(), any::<bool>(), any::<u64>());
+    proptest!(ProptestConfig::with_cases(150), |((n, k, t, dtype, bias, seed) in cases)| {
+        let w = matrix(seed, n, k, dtype);
+        let bias = bias.then(|| values(seed ^ 1, k));
+        let x = values(seed ^ 2, t * n);
+        let out = run_transposed(&cpu, &w, bias.as_deref(), &x);
+        close(&out, &oracle::transposed(&w, bias.as_deref(), &x, Compute::F32))?;
+    });
+}
+
+fn large_transposed_shapes_agree(isa: IsaName) {
+    let Some(cpu) = cpu(isa, 2, Compute::F32) else { return };
+    for (n, k, t, dtype) in [(600, 205, 270, DType::BF16), (513, 97, 300, DType::F16), (1025, 300, 65, DType::F32)] {
+        let (w, x) = (matrix(1, n, k, dtype), values(2, t * n));
+        close(&run_transposed(&cpu, &w, None, &x), &oracle::transposed(&w, None, &x, Compute::F32)).unwrap();
+    }
+}
+
+fn transposed_bf16_products_agree_with_the_oracle(isa: IsaName) {
+    let Some(cpu) = cpu(isa, 2, Compute::Bf16) else { return };
+    let cases = (1usize..700, 1usize..110, BF16_ROWS - 2..90, dtype(), any::<u64>());
+    proptest!(ProptestConfig::with_cases(40), |((n, k, t, dtype, seed) in cases)| {
+        let (w, x) = (matrix(seed, n, k, dtype), values(seed ^ 2, t * n));
+        let compute = if t < BF16_ROWS { Compute::F32 } else { Compute::Bf16 };
+        close(&run_transposed(&cpu, &w, None, &x), &oracle::transposed(&w, None, &x, compute))?;
+    });
+}
+
+fn threads_change_nothing_in_the_transposed(isa: IsaName) {
+    for dtype in DType::ALL {
+        for (n, k, t) in [(700, 300, 1), (700, 300, 3), (300, 1000, 7), (500, 300, 40), (300, 500, 100)] {
+            for compute in [Compute::F32, Compute::Bf16] {
+                let (w, bias, x) = (matrix(3, n, k, dtype), values(4, k), values(5, t * n));
+                let results = [1, 2, 3].map(|threads| {
+                    cpu(isa, threads, compute)
+                        .map(|cpu| run_transposed(&cpu, &w, Some(&bias), &x).into_iter().map(f32::to_bits).collect())
+                });
+                let [one, two, three]: [Option<Vec<u32>>; 3] = results;
+                assert!(one == two && two == three, "{n} x {k}, {t} rows of {dtype}");
+            }
+        }
+    }
+}
+
+fn few_transposed_rows_are_the_rows_one_by_one(isa: IsaName) {
+    let Some(cpu) = cpu(isa, 2, Compute::F32) else { return };
+    for dtype in DType::ALL {
+        for t in 2..12 {
+            let (n, k) = (203, 37);
+            let (w, bias, x) = (matrix(6, n, k, dtype), values(8, k), values(7, t * n));
+            let one_by_one: Vec<f32> =
+                x.chunks_exact(n).flat_map(|x| run_transposed(&cpu, &w, Some(&bias), x)).collect();
+            assert_eq!(run_transposed(&cpu, &w, Some(&bias), &x), one_by_one, "{t} rows");
+        }
+    }
+}
+
+fn broken_values_stay_visible_in_the_transposed(isa: IsaName) {
+    let Some(cpu) = cpu(isa, 1, Compute::F32) else { return };
+    for t in [1, 5, 120] {
+        let (n, k) = (50, 9);
+        let w = matrix(8, n, k, DType::BF16);
+        for broken in [f32::NAN, f32::INFINITY] {
+            let mut x = values(9, t * n);
+            x[(t - 1) * n + 49] = broken;
+            let out = run_transposed(&cpu, &w, None, &x);
+            assert!(out[(t - 1) * k..].iter().all(|v| !v.is_finite()), "{broken} was lost");
+            assert!(out[..(t - 1) * k].iter().all(|v| v.is_finite()), "{broken} spread to other rows");
+        }
+    }
+}
+
+fn empty_transposed_operands_are_fine(isa: IsaName) {
+    let Some(cpu) = cpu(isa, 2, Compute::F32) else { return };
+    linear_transposed(&cpu, &matrix(1, 7, 5, DType::F16), None, &[], &mut []);
+    linear_transposed(&cpu, &matrix(1, 7, 0, DType::F16), None, &[], &mut []);
+    // No inputs at all: only the bias is left.
+    for t in [1, 5, 120] {
+        let mut out = vec![1.0; t * 5];
+        linear_transposed(&cpu, &matrix(1, 0, 5, DType::F32), Some(&[3.0; 5]), &[], &mut out);
+        assert!(out.iter().all(|&v| v == 3.0));
+    }
+}
+
 on_every_isa!(
     agrees_with_the_oracle,
     large_shapes_agree,
@@ -112,4 +205,11 @@ on_every_isa!(
     few_rows_are_the_rows_one_by_one,
     broken_values_stay_visible,
     empty_operands_are_fine,
+    transposed_agrees_with_the_oracle,
+    large_transposed_shapes_agree,
+    transposed_bf16_products_agree_with_the_oracle,
+    threads_change_nothing_in_the_transposed,
+    few_transposed_rows_are_the_rows_one_by_one,
+    broken_values_stay_visible_in_the_transposed,
+    empty_transposed_operands_are_fine,
 );

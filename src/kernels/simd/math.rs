@@ -29,19 +29,35 @@ pub(crate) fn exp<S: Simd>(s: S, x: S::V) -> S::V {
     s.scale(e, n)
 }
 
+/// `1 + e^-x`, what a sigmoid divides by.
+#[inline(always)]
+fn one_plus_exp<S: Simd>(s: S, x: S::V) -> S::V {
+    s.add(s.splat(1.0), exp(s, s.sub(s.zero(), x)))
+}
+
 /// `x * sigmoid(x)`; see [`crate::kernels::activate`] for the bound.
 #[inline(always)]
 pub(crate) fn silu<S: Simd>(s: S, x: S::V) -> S::V {
-    let e = exp(s, s.sub(s.zero(), x));
-    s.div(x, s.add(s.splat(1.0), e))
+    s.div(x, one_plus_exp(s, x))
 }
 
-/// `x * Phi(x)`, the exact GELU.
+/// [`silu`] and its derivative, `sigmoid(x) * (1 + x * sigmoid(-x))`.
+#[inline(always)]
+pub(crate) fn silu_slope<S: Simd>(s: S, x: S::V) -> (S::V, S::V) {
+    let value = silu(s, x);
+    let one = s.splat(1.0);
+    let sigmoid = s.div(one, one_plus_exp(s, x));
+    // 1 - sigmoid as a function of its own: a difference would lose it for large x, where it is multiplied by x.
+    let rest = s.div(one, one_plus_exp(s, s.sub(s.zero(), x)));
+    (value, s.fma(value, rest, sigmoid))
+}
+
+/// `Phi(x)`, the normal distribution, and `e^(-x^2/2)`.
 ///
 /// With `z = |x| / sqrt(2)` and `t = 1 / (1 + 0.4 z)`, `erfc(z) = t Q(t) e^(-z^2)` where `Q` has a relative error of 2e-8
 /// for `z <= 10`. The tail is computed as itself, never as a difference from 1, so small results are as accurate as large.
 #[inline(always)]
-pub(crate) fn gelu<S: Simd>(s: S, x: S::V) -> S::V {
+fn normal<S: Simd>(s: S, x: S::V) -> (S::V, S::V) {
     const Q: [f32; 10] = [
         0.225_716_86,
         0.224_748_67,
@@ -63,24 +79,60 @@ pub(crate) fn gelu<S: Simd>(s: S, x: S::V) -> S::V {
     // x^2/2 rather than z^2: the rounding of z would be magnified by z.
     let gauss = exp(s, s.mul(s.mul(x, x), s.splat(-0.5)));
     let half_erfc = s.mul(s.mul(s.splat(0.5), t), s.mul(q, gauss));
-    let phi = s.select_le(s.zero(), x, s.sub(s.splat(1.0), half_erfc), half_erfc);
-    s.mul(x, phi)
+    (s.select_le(s.zero(), x, s.sub(s.splat(1.0), half_erfc), half_erfc), gauss)
+}
+
+/// `x * Phi(x)`, the exact GELU.
+#[inline(always)]
+pub(crate) fn gelu<S: Simd>(s: S, x: S::V) -> S::V {
+    s.mul(x, normal(s, x).0)
+}
+
+/// [`gelu`] and its derivative, `Phi(x) + x e^(-x^2/2) / sqrt(2 pi)`.
+#[inline(always)]
+pub(crate) fn gelu_slope<S: Simd>(s: S, x: S::V) -> (S::V, S::V) {
+    const FRAC_1_SQRT_2_PI: f32 = 0.398_942_3;
+    let (phi, gauss) = normal(s, x);
+    (s.mul(x, phi), s.fma(s.mul(x, s.splat(FRAC_1_SQRT_2_PI)), gauss, phi))
+}
+
+const TWO_SQRT_2_OVER_PI: f32 = 1.595_769_2;
+
+/// `2u` of [`gelu_tanh`].
+#[inline(always)]
+fn twice_u<S: Simd>(s: S, x: S::V) -> S::V {
+    let x2 = s.mul(x, x);
+    s.mul(s.mul(x, s.splat(TWO_SQRT_2_OVER_PI)), s.fma(x2, s.splat(0.044_715), s.splat(1.0)))
 }
 
 /// The tanh form of GELU, `x/2 (1 + tanh(u))` with `u = sqrt(2/pi) (x + 0.044715 x^3)`, computed as `x * sigmoid(2u)`.
 #[inline(always)]
 pub(crate) fn gelu_tanh<S: Simd>(s: S, x: S::V) -> S::V {
-    const TWO_SQRT_2_OVER_PI: f32 = 1.595_769_2;
-    let x2 = s.mul(x, x);
-    let u2 = s.mul(s.mul(x, s.splat(TWO_SQRT_2_OVER_PI)), s.fma(x2, s.splat(0.044_715), s.splat(1.0)));
-    let e = exp(s, s.sub(s.zero(), u2));
-    s.div(x, s.add(s.splat(1.0), e))
+    s.div(x, one_plus_exp(s, twice_u(s, x)))
+}
+
+/// [`gelu_tanh`] and its derivative, `sigmoid(2u) * (1 + x * sigmoid(-2u) * 2u')`.
+#[inline(always)]
+pub(crate) fn gelu_tanh_slope<S: Simd>(s: S, x: S::V) -> (S::V, S::V) {
+    let one = s.splat(1.0);
+    let u = twice_u(s, x);
+    let value = s.div(x, one_plus_exp(s, u));
+    let sigmoid = s.div(one, one_plus_exp(s, u));
+    let rest = s.div(one, one_plus_exp(s, s.sub(s.zero(), u)));
+    let slope = s.mul(s.splat(TWO_SQRT_2_OVER_PI), s.fma(s.mul(x, x), s.splat(3.0 * 0.044_715), one));
+    (value, s.fma(value, s.mul(rest, slope), sigmoid))
 }
 
 /// `max(x, 0)`; NaN stays NaN.
 #[inline(always)]
 pub(crate) fn relu<S: Simd>(s: S, x: S::V) -> S::V {
     s.max(s.zero(), x)
+}
+
+/// [`relu`] and its derivative, 0 at 0.
+#[inline(always)]
+pub(crate) fn relu_slope<S: Simd>(s: S, x: S::V) -> (S::V, S::V) {
+    (relu(s, x), s.select_le(x, s.zero(), s.zero(), s.splat(1.0)))
 }
 
 #[cfg(test)]

@@ -1,0 +1,208 @@
+//! The product with the transposed matrix, `out = x W + bias`: how a gradient goes back through a linear layer.
+//!
+//! The weights stay as they are, row by row, so the sums run down the columns:
+//!
+//! * one and few rows of `x`: an output row is the sum of the rows of `W`, each times a factor. Whole rows are streamed, cut into
+//!   pieces by their number alone, and the pieces' sums are added in order ([`Pieces`]);
+//! * many rows: the blocked product of [`gemm`](super::gemm), whose tiles are filled from columns.
+
+// Tiles are indexed by constants, several arrays at once: that is what keeps them in registers.
+#![allow(clippy::needless_range_loop)]
+
+use shadowllm_weights::DType;
+
+use super::gemm::{Factors, gemm};
+use super::weights::ByColumns;
+use super::{BF16_ROWS, blocked_name, compute};
+use crate::kernels::add_assign;
+use crate::kernels::cpu::{Compute, Cpu};
+use crate::kernels::gather::{Pieces, add_rows};
+use crate::kernels::isa::Kernel;
+use crate::kernels::simd::{Element, Simd};
+use crate::tensor::{Matrix, MatrixView};
+
+/// Rows from which the blocked product is used.
+pub(super) const GEMM_ROWS: usize = 12;
+
+/// Rows of weights and of `x` whose products are summed at once.
+const TILE: usize = 4;
+
+/// How `rows` rows are multiplied with weights of a type: `None` as sums of rows, else by the blocked product.
+fn blocked(cpu: &Cpu, dtype: DType, rows: usize) -> Option<Compute> {
+    match compute(cpu, dtype) {
+        Compute::Bf16 if rows >= BF16_ROWS => Some(Compute::Bf16),
+        _ if rows >= GEMM_ROWS => Some(Compute::F32),
+        _ => None,
+    }
+}
+
+/// Multiplies every row of `x` with every column of `w`.
+///
+/// `w` `[N, K]`, `bias` `[K]`, `x` `[T, N]`, `out` `[T, K]`: `out[t][k] = sum_n x[t][n] * w[n][k] + bias[k]`, accumulated in
+/// `f32`: `|error| <= (N/8 + 16) * 2^-23 * (sum_n |x[t][n] * w[n][k]| + |bias[k]|)`. With [`Compute::Bf16`], `bf16`
+/// weights and at least 32 rows, `x` is rounded to `bf16` first.
+///
+/// # Panics
+/// If the lengths do not fit: `x.len() == T * N`, `out.len() == T * K`, `bias.len() == K`.
+pub fn linear_transposed(cpu: &Cpu, w: &Matrix, bias: Option<&[f32]>, x: &[f32], out: &mut [f32]) {
+    let (n, k) = (w.rows(), w.cols());
+    let t = out.len().checked_div(k).unwrap_or(0);
+    assert_eq!(out.len(), t * k, "output is no whole number of rows of {k}");
+    assert_eq!(x.len(), t * n, "{t} rows of {n} inputs expected");
+    if let Some(bias) = bias {
+        assert_eq!(bias.len(), k, "one bias for each of {k} outputs expected");
+    }
+    match w.view() {
+        MatrixView::F32(w) => Transposed { w, bias, x, n, k, t }.run(cpu, out),
+        MatrixView::F16(w) => Transposed { w, bias, x, n, k, t }.run(cpu, out),
+        MatrixView::BF16(w) => Transposed { w, bias, x, n, k, t }.run(cpu, out),
+    }
+}
+
+/// Names of the kernels that [`linear_transposed`] runs with weights of a type, as `(rows, variant)`.
+pub(super) fn names(cpu: &Cpu, dtype: DType) -> Vec<(String, String)> {
+    let few = format!("{}-{dtype}xf32-sums{TILE}x{TILE}", cpu.isa());
+    let name = |rows: String, kernel: String| (format!("linear transposed {dtype}, {rows}"), kernel);
+    let mut names = vec![name(format!("1 to {} rows", GEMM_ROWS - 1), few)];
+    match compute(cpu, dtype) {
+        Compute::F32 => names.push(name(format!("{GEMM_ROWS} rows or more"), blocked_name(cpu, dtype, Compute::F32))),
+        Compute::Bf16 => {
+            let between = format!("{GEMM_ROWS} to {} rows", BF16_ROWS - 1);
+            names.push(name(between, blocked_name(cpu, dtype, Compute::F32)));
+            names.push(name(format!("{BF16_ROWS} rows or more"), blocked_name(cpu, dtype, Compute::Bf16)));
+        }
+    }
+    names
+}
+
+/// The operands of one call; lengths were checked.
+#[derive(Clone, Copy)]
+struct Transposed<'a, W> {
+    /// `[n, k]`
+    w: &'a [W],
+    /// `[k]`
+    bias: Option<&'a [f32]>,
+    /// `[t, n]`
+    x: &'a [f32],
+    n: usize,
+    k: usize,
+    t: usize,
+}
+
+impl<W: Element> Transposed<'_, W> {
+    fn run(self, cpu: &Cpu, out: &mut [f32]) {
+        let Transposed { w, bias, x, n, k, t } = self;
+        if t == 0 {
+            return;
+        }
+        if let Some(compute) = blocked(cpu, W::DTYPE, t) {
+            // What is an output of a layer is an input here.
+            let factors = Factors { weights: ByColumns { w, k }, bias, x, n: k, k: n, t };
+            return gemm(cpu, compute, factors, out);
+        }
+        Pieces::new(n).sum(cpu, k * size_of::<W>(), None, out, &|range, sums| {
+            cpu.run(Sums { transposed: self, first: range.start, end: range.end, sums });
+        });
+        if let Some(bias) = bias {
+            out.chunks_exact_mut(k).for_each(|row| add_assign(cpu, row, bias));
+        }
+    }
+}
+
+/// `sums[t] += x[t][n] * w[n]` for the weight rows `first .. end`, in order.
+struct Sums<'a, W> {
+    transposed: Transposed<'a, W>,
+    first: usize,
+    end: usize,
+    /// `[t, k]`
+    sums: &'a mut [f32],
+}
+
+impl<W: Element> Kernel for Sums<'_, W> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Transposed { w, x, n, k, t, .. } = self.transposed;
+        if t == 1 {
+            let row = |i: usize| w.get((self.first + i) * k..).and_then(|rest| rest.get(..k));
+            return add_rows(s, &x[self.first..self.end], row, self.sums);
+        }
+        let mut at = self.first;
+        while at < self.end {
+            // A group of weight rows stays in the cache while all rows of x pass.
+            let rows = if at + TILE <= self.end { TILE } else { 1 };
+            for first in (0..t).step_by(TILE) {
+                let x = &x[first * n + at..];
+                let sums = &mut self.sums[first * k..];
+                match (rows, t - first) {
+                    (TILE, 1) => add_tile::<S, W, TILE, 1>(s, &w[at * k..], x, n, sums, k),
+                    (TILE, 2) => add_tile::<S, W, TILE, 2>(s, &w[at * k..], x, n, sums, k),
+                    (TILE, 3) => add_tile::<S, W, TILE, 3>(s, &w[at * k..], x, n, sums, k),
+                    (TILE, _) => add_tile::<S, W, TILE, TILE>(s, &w[at * k..], x, n, sums, k),
+                    (_, 1) => add_tile::<S, W, 1, 1>(s, &w[at * k..], x, n, sums, k),
+                    (_, 2) => add_tile::<S, W, 1, 2>(s, &w[at * k..], x, n, sums, k),
+                    (_, 3) => add_tile::<S, W, 1, 3>(s, &w[at * k..], x, n, sums, k),
+                    (_, _) => add_tile::<S, W, 1, TILE>(s, &w[at * k..], x, n, sums, k),
+                }
+            }
+            at += rows;
+        }
+    }
+}
+
+/// `sums[t] += x[t][0] * w[0]`, then `x[t][1] * w[1]`, and so on, for `R` rows of weights (`[R, k]`) and `T` of sums (`[T, k]`);
+/// the rows of `x` are `n` apart.
+#[inline(always)]
+fn add_tile<S: Simd, W: Element, const R: usize, const T: usize>(
+    s: S,
+    w: &[W],
+    x: &[f32],
+    n: usize,
+    sums: &mut [f32],
+    k: usize,
+) {
+    let mut factors = [[s.zero(); T]; R];
+    for t in 0..T {
+        for r in 0..R {
+            factors[r][t] = s.splat(x[t * n + r]);
+        }
+    }
+    let (w, sums) = (w[..R * k].as_ptr(), sums[..T * k].as_mut_ptr());
+    let whole = k / S::LANES * S::LANES;
+    let mut i = 0;
+    while i < whole {
+        // SAFETY: `i + LANES <= k`, inside each of the R rows and T sums sliced above.
+        unsafe {
+            let mut ws = [s.zero(); R];
+            for r in 0..R {
+                ws[r] = W::load(s, w.add(r * k + i));
+                s.prefetch(w.wrapping_add((R + r) * k + i));
+            }
+            for t in 0..T {
+                let mut acc = s.load(sums.add(t * k + i));
+                for r in 0..R {
+                    acc = s.fma(ws[r], factors[r][t], acc);
+                }
+                s.store(sums.add(t * k + i), acc);
+            }
+        }
+        i += S::LANES;
+    }
+    if whole < k {
+        // SAFETY: `k - whole` values are left in each row and sum.
+        unsafe {
+            let mut ws = [s.zero(); R];
+            for r in 0..R {
+                ws[r] = W::load_part(s, w.add(r * k + whole), k - whole);
+            }
+            for t in 0..T {
+                let mut acc = s.load_part(sums.add(t * k + whole), k - whole);
+                for r in 0..R {
+                    acc = s.fma(ws[r], factors[r][t], acc);
+                }
+                s.store_part(sums.add(t * k + whole), acc, k - whole);
+            }
+        }
+    }
+}
