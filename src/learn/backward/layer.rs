@@ -9,6 +9,8 @@
 //! The recomputed values have the bits of the forward pass: the same kernels on the same rows. Keys and values come from the
 //! cache, and what leaves the layer is what entered the next one, so neither is computed again.
 
+use shadowllm_weights::NormPlacement;
+
 use super::pass::{Pass, scale_heads, scale_neurons};
 use super::workspace::{LayerBuffers, Parts};
 use super::{LayerRecord, LayerVisitor};
@@ -18,7 +20,7 @@ use crate::kernels::{
     attention_recorded, gated, gated_backward, rope, rope_backward,
 };
 use crate::model::{Ffn, Layer, Model, Norm, sized};
-use shadowllm_weights::NormPlacement;
+use crate::tensor::Buffer;
 
 impl Pass<'_> {
     /// From the gradient of what leaves `layer` to that of what enters it, in `buffers.gradient`. Layer 0 ends with its contexts:
@@ -276,14 +278,7 @@ impl At<'_> {
 }
 
 /// Replaces the gradient of a norm's output by that of its input `x`; `room` is used up.
-fn norm_back(
-    cpu: &Cpu,
-    norm: &Norm,
-    d: usize,
-    x: &[f32],
-    gradient: &mut crate::tensor::Buffer,
-    room: &mut crate::tensor::Buffer,
-) {
+fn norm_back(cpu: &Cpu, norm: &Norm, d: usize, x: &[f32], gradient: &mut Buffer, room: &mut Buffer) {
     let dx = sized(room, x.len());
     dx.fill(0.0);
     norm.apply_backward(cpu, x, d, &gradient[..x.len()], dx);

@@ -79,54 +79,22 @@ impl BackwardWorkspace {
 
     /// Bytes in use.
     pub fn bytes(&self) -> u64 {
-        let LayerBuffers {
-            gradient,
-            normed,
-            block,
-            part,
-            attended,
-            between,
-            leaving,
-            queries,
-            contexts,
-            scaled,
-            context_grads,
-            log_sums,
-            query_grads,
-            key_grads,
-            value_grads,
-            gates,
-            gate_grads,
-            ups,
-            up_grads,
-            inners,
-            inner_grads,
-        } = &self.layer;
-        let layer = [
-            gradient,
-            normed,
-            block,
-            part,
-            attended,
-            between,
-            leaving,
-            queries,
-            contexts,
-            scaled,
-            context_grads,
-            log_sums,
-            query_grads,
-            key_grads,
-            value_grads,
-            gates,
-            gate_grads,
-            ups,
-            up_grads,
-            inners,
-            inner_grads,
+        let l = &self.layer;
+        let stream = [&l.gradient, &l.normed, &l.block, &l.part, &l.attended, &l.between, &l.leaving];
+        let attention = [
+            &l.queries,
+            &l.contexts,
+            &l.scaled,
+            &l.context_grads,
+            &l.log_sums,
+            &l.query_grads,
+            &l.key_grads,
+            &l.value_grads,
         ];
+        let ffn = [&l.gates, &l.gate_grads, &l.ups, &l.up_grads, &l.inners, &l.inner_grads];
         let text = [&self.entering, &self.logits, &self.losses, &self.narrow];
-        let values: usize = layer.into_iter().chain(text).map(Buffer::capacity).sum();
+        let buffers = stream.into_iter().chain(attention).chain(ffn).chain(text);
+        let values: usize = buffers.map(Buffer::capacity).sum();
         let cache = self.cache.as_ref().map_or(0, |(_, cache)| cache.bytes());
         4 * values as u64 + cache + self.forward.bytes()
     }
