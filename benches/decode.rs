@@ -3,20 +3,24 @@
 //!
 //! ```text
 //! shadowllm random-model DIR --shape opt-6.7b
-//! cargo bench --bench decode -- --model DIR [--cases random,shadow,dejavu,dejavu2048] [--predictors DIR] [--threads N] [--no-plain]
+//! cargo bench --bench decode -- --model DIR [--cases random,batch,shadow,dejavu,dejavu2048] [--kept 0.5,0.1] [--predictors DIR] [--threads N]
+//!     [--no-plain]
 //! ```
+//!
+//! With `batch` several sequences, each with random plans of its own, are decoded together; times and bytes are per token, so that a
+//! row compares with any other.
 //!
 //! Predictors have random weights, which cost what trained ones of the same form cost; they are made in `--predictors` if they
 //! are not there yet. The exact ReLU skip is off, so that bytes depend on the budget alone. Where plain and packed weights do not
-//! fit into memory together, `--no-plain` leaves the plain engine out, and the prompt runs over the packed ones, too.
+//! fit into memory together, `--no-plain` leaves the plain ones out: everything, the prompt too, then runs over the packed ones.
 
 #![allow(clippy::print_stdout, clippy::unwrap_used)]
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use shadowllm::generate::{Prompts, Sparsity};
+use shadowllm::generate::Sparsity;
 use shadowllm::kernels::{Compute, CpuOptions, read_passes};
 use shadowllm::model::{PackedModel, SparseOptions};
 use shadowllm::sparsity::predictor::{
@@ -35,6 +39,9 @@ const TOKENS: usize = 32;
 const WARM_UP: usize = 2;
 /// Kept fractions of the policy `random`.
 const KEPT: [f32; 10] = [1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1];
+/// Sequences that are decoded together in the case `batch`, and what each keeps.
+const BATCHES: [usize; 3] = [2, 4, 8];
+const BATCH_KEPT: [f32; 3] = [1.0, 0.5, 0.25];
 /// Bytes read in one pass that measures the bandwidth.
 const READ: usize = 512 << 20;
 
@@ -45,30 +52,38 @@ fn argument(name: &str) -> Option<String> {
 /// One row of the table.
 struct Case {
     name: String,
-    /// Keys and values that a case left out are its own debt, so each has a session.
-    session: Session,
-    /// Seconds of every step, decisions included.
+    /// Sequences that are decoded together. Keys and values that a case left out are its own debt, so each has sessions.
+    sessions: Vec<Session>,
+    /// Seconds of every step by its sequences, decisions included.
     seconds: Vec<f64>,
-    /// Bytes of every step, decisions included.
+    /// Bytes of every step by its sequences, decisions included.
     bytes: Vec<f64>,
     /// Of these, of decisions.
     decisions: Vec<f64>,
+    /// Seconds of these.
+    deciding: Vec<f64>,
 }
 
 impl Case {
-    fn step(&mut self, token: u32) {
+    fn step(&mut self, engine: &Engine, token: u32) {
+        let n = self.sessions.len();
+        let tokens: Vec<u32> = (0..n as u32).map(|i| token + 100 * i).collect();
         let start = Instant::now();
-        self.session.step(token).unwrap();
-        self.seconds.push(start.elapsed().as_secs_f64());
-        self.bytes.push(self.session.step_bytes() as f64);
-        self.decisions.push(self.session.sparsity().map_or(0, Sparsity::decision_bytes) as f64);
+        let step = engine.step_batch(&mut self.sessions.iter_mut().collect::<Vec<_>>(), &tokens).unwrap();
+        self.seconds.push(start.elapsed().as_secs_f64() / n as f64);
+        self.bytes.push(step.bytes as f64 / n as f64);
+        let decisions = self.sessions.iter().filter_map(Session::sparsity).map(Sparsity::decision_bytes);
+        self.decisions.push(decisions.sum::<u64>() as f64 / n as f64);
+        let deciding = self.sessions.iter().filter_map(Session::sparsity).map(Sparsity::decision_time);
+        self.deciding.push(deciding.sum::<Duration>().as_secs_f64() / n as f64);
     }
 
     fn forget(&mut self) {
-        self.session.truncate(PROMPT);
+        self.sessions.iter_mut().for_each(|session| session.truncate(PROMPT));
         self.seconds.clear();
         self.bytes.clear();
         self.decisions.clear();
+        self.deciding.clear();
     }
 }
 
@@ -92,7 +107,7 @@ struct Bench {
 }
 
 impl Bench {
-    fn add(&mut self, name: String, policy: Option<Box<dyn Policy>>) {
+    fn session(&mut self, policy: Option<Box<dyn Policy>>) -> Session {
         let options = SparseOptions { relu_skip: false, ..SparseOptions::default() };
         let mut session = self.prompt.fork();
         session.reserve(PROMPT + TOKENS);
@@ -100,7 +115,22 @@ impl Bench {
             Sparsity::new(Arc::clone(&self.packed), policy, Refresh::EveryToken, self.engine.config(), options)
         });
         session.set_sparsity(sparsity).unwrap();
-        self.cases.push(Case { name, session, seconds: Vec::new(), bytes: Vec::new(), decisions: Vec::new() });
+        session
+    }
+
+    fn add(&mut self, name: String, policy: Option<Box<dyn Policy>>) {
+        let session = self.session(policy);
+        self.add_batch(name, vec![session]);
+    }
+
+    fn add_batch(&mut self, name: String, sessions: Vec<Session>) {
+        let [seconds, bytes, decisions, deciding] = [const { Vec::new() }; 4];
+        self.cases.push(Case { name, sessions, seconds, bytes, decisions, deciding });
+    }
+
+    fn random(&self, seed: u64, kept: f32) -> Option<Box<dyn Policy>> {
+        let budget = Budget::new(kept, kept, Scope::Local).unwrap();
+        Some(Box::new(Random::new(seed, budget, self.engine.config()).unwrap()))
     }
 
     /// Adds the rows of one word of `--cases`.
@@ -108,9 +138,18 @@ impl Bench {
         let budget = |kept, scope| Budget::new(kept, kept, scope).unwrap();
         match name {
             "random" => {
-                for kept in KEPT {
-                    let policy = Random::new(1, budget(kept, Scope::Local), self.engine.config()).unwrap();
-                    self.add(format!("random, kept {kept}"), Some(Box::new(policy)));
+                let given = argument("--kept");
+                let kept = given.map(|list| list.split(',').map(|kept| kept.parse().unwrap()).collect());
+                for kept in kept.unwrap_or_else(|| KEPT.to_vec()) {
+                    self.add(format!("random, kept {kept}"), self.random(1, kept));
+                }
+            }
+            "batch" => {
+                for kept in BATCH_KEPT {
+                    for n in BATCHES {
+                        let sessions = (0..n as u64).map(|seed| self.session(self.random(seed, kept))).collect();
+                        self.add_batch(format!("{n} sequences, each random, kept {kept}"), sessions);
+                    }
                 }
             }
             "shadow" | "shadow-global" => {
@@ -126,7 +165,7 @@ impl Bench {
                 let policy = DejaVu::new(predictor, budget(0.5, Scope::Local)).unwrap();
                 self.add(format!("dejavu, ranks {}/{} f16, kept 0.5", ranks[0], ranks[1]), Some(Box::new(policy)));
             }
-            _ => panic!("unknown case {name:?}; expected random, shadow, shadow-global, dejavu or dejavu2048"),
+            _ => panic!("unknown case {name:?}; expected random, batch, shadow, shadow-global, dejavu or dejavu2048"),
         }
     }
 
@@ -156,23 +195,26 @@ impl Bench {
         for steps in [WARM_UP, TOKENS] {
             self.cases.iter_mut().for_each(Case::forget);
             for token in 7..7 + steps as u32 {
-                self.cases.iter_mut().for_each(|case| case.step(token));
+                self.cases.iter_mut().for_each(|case| case.step(&self.engine, token));
             }
         }
     }
 
     fn print(&self) {
-        println!("| case | ms per token | MB per token | of decisions | GB/s | speed-up | ideal | time / ideal time |");
-        println!("| --- | --- | --- | --- | --- | --- | --- | --- |");
+        println!(
+            "| case | ms per token | deciding | MB per token | of decisions | GB/s | speed-up | ideal | time / ideal |"
+        );
+        println!("| --- | --- | --- | --- | --- | --- | --- | --- | --- |");
         let dense = &self.cases[0];
         for case in &self.cases {
             let slower = median(case.seconds.iter().zip(&dense.seconds).map(|(t, dense)| t / dense));
             let (bytes, ideal) = (mean(&case.bytes), mean(&dense.bytes) / mean(&case.bytes));
             let seconds = median(case.seconds.iter().copied());
             println!(
-                "| {} | {:.2} | {:.1} | {:.1} | {:.1} | {:.2} | {ideal:.2} | {:.3} |",
+                "| {} | {:.2} | {:.2} | {:.1} | {:.1} | {:.1} | {:.2} | {ideal:.2} | {:.3} |",
                 case.name,
                 1e3 * seconds,
+                1e3 * median(case.deciding.iter().copied()),
                 bytes / 1e6,
                 mean(&case.decisions) / 1e6,
                 bytes / seconds / 1e9,
@@ -190,17 +232,16 @@ fn main() {
     };
     let checkpoint = ModelSource::parse(&model).unwrap().open(&()).unwrap();
     let threads = argument("--threads").map(|n| n.parse().unwrap());
-    let cpu = CpuOptions { compute: Compute::Bf16, threads, ..CpuOptions::default() };
-    let engine = Engine::load(&checkpoint, EngineOptions { cpu }).unwrap();
+    let options = EngineOptions { cpu: CpuOptions { compute: Compute::Bf16, threads, ..CpuOptions::default() } };
     let packed = PackedCheckpoint::open_or_pack(&checkpoint, &()).unwrap();
-    let packed = Arc::new(PackedModel::load(&packed).unwrap());
     let with_plain = !std::env::args().any(|a| a == "--no-plain");
+    let engine = match with_plain {
+        true => Engine::load(&checkpoint, options).unwrap(),
+        false => Engine::load_packed(&packed, options).unwrap(),
+    };
+    drop(checkpoint);
+    let packed = Arc::new(PackedModel::load(&packed).unwrap());
     let mut prompt = engine.session(SessionOptions::default()).unwrap();
-    if !with_plain {
-        let options = SparseOptions::default();
-        let all = Sparsity::new(Arc::clone(&packed), Box::new(Dense), Refresh::EveryToken, engine.config(), options);
-        prompt.set_sparsity(Some(all.prompts(Prompts::Sparse).unwrap())).unwrap();
-    }
     let vocab = engine.config().vocab as u32;
     prompt.prefill(&(0..PROMPT as u32).map(|i| (i * 7919 + 11) % vocab).collect::<Vec<_>>()).unwrap();
     let mut bench = Bench {

@@ -80,6 +80,51 @@ pub enum Error {
         /// In the model.
         expected: usize,
     },
+    /// A file of prompts without any.
+    #[error("{} has no prompts; write one on each line", path.display())]
+    NoPrompts {
+        /// The file.
+        path: std::path::PathBuf,
+    },
+    /// A batch of sequences that is too large, or empty.
+    #[error("a batch of {found} sequences was asked for; at least 1 and at most {most} are run at once")]
+    BatchSize {
+        /// Sequences given.
+        found: usize,
+        /// Most that are taken.
+        most: usize,
+    },
+    /// A batch with another number of tokens than sequences.
+    #[error("{tokens} tokens were given for {sessions} sessions; a batch takes one token of each")]
+    BatchTokens {
+        /// Sessions given.
+        sessions: usize,
+        /// Tokens given.
+        tokens: usize,
+    },
+    /// A batch of sessions that do not belong together.
+    #[error(
+        "session {index} of the batch {reason}; sessions that are stepped together share one engine and one packed model"
+    )]
+    BatchMixed {
+        /// The first session that does not belong to the others.
+        index: usize,
+        /// Why.
+        reason: &'static str,
+    },
+    /// Packed weights of another model than the one that is loaded.
+    #[error(
+        "{}: these packed weights are of the model {found}, but the one that is loaded is {expected}; pack that one",
+        path.display()
+    )]
+    PackedModel {
+        /// The packed file.
+        path: std::path::PathBuf,
+        /// Whose weights were packed.
+        found: crate::sparsity::ModelIdentity,
+        /// Whose weights are loaded.
+        expected: crate::sparsity::ModelIdentity,
+    },
     /// Prompts were to be sparse and to decide.
     #[error(
         "with refresh prompt the last prompt token decides, so a prompt cannot be sparse itself; \
@@ -94,6 +139,12 @@ pub enum Error {
         /// The option that is missing.
         option: &'static str,
     },
+    /// The oracle was to decode.
+    #[error(
+        "the policy oracle knows what the dense model computes for a token, so it can be evaluated (eval perplexity, eval tasks) \
+         but not decode"
+    )]
+    OracleDecodes,
     /// A plan was to be shown, but of no prompt.
     #[error("a plan is made for a token: give a prompt with --prompt TEXT or --prompt-ids ID,ID,...")]
     PlanNeedsPrompt,
@@ -120,6 +171,29 @@ pub enum Error {
     Windows {
         /// What does not fit, and what would.
         reason: String,
+    },
+    /// A rule of decision that is not in the list.
+    #[error(
+        "unknown decision {found:?}; expected causal (each token on its own) or sequence (the last token for the whole text)"
+    )]
+    UnknownDecision {
+        /// The name as given.
+        found: String,
+    },
+    /// An importance for the oracle that is not in the list.
+    #[error("unknown importance {found:?}; expected magnitude")]
+    UnknownImportance {
+        /// The name as given.
+        found: String,
+    },
+    /// The last token of a text was to decide for all of it, but the policy looks at no token.
+    #[error(
+        "decision sequence makes one plan of a text from its last token, but the plans of policy {policy} with this budget \
+         depend on no token; use decision causal"
+    )]
+    NothingToDecide {
+        /// The policy.
+        policy: &'static str,
     },
     /// The model's logits are no numbers, so nothing can be measured with them.
     #[error(
@@ -174,6 +248,69 @@ pub enum Error {
         found: String,
         /// All names.
         known: String,
+    },
+    /// A task that is not in the list.
+    #[error("unknown task {found:?}; known are {known}")]
+    UnknownTask {
+        /// The name as given.
+        found: String,
+        /// All names.
+        known: String,
+    },
+    /// A record that is not of its task.
+    #[error("line {line}: {reason}")]
+    TaskRecord {
+        /// Line of the file, from 1.
+        line: usize,
+        /// What is wrong, and what would be right.
+        reason: String,
+    },
+    /// A task file without records.
+    #[error("there are no records in it; a task file has one JSON object per line")]
+    TaskEmpty,
+    /// A choice that cannot be scored.
+    #[error("choice {choice}: {reason}")]
+    TaskPrompt {
+        /// From 1.
+        choice: usize,
+        /// Why not.
+        reason: String,
+    },
+    /// A question that cannot be asked.
+    #[error("question {question}, {source}")]
+    TaskQuestion {
+        /// Among the questions of the file, from 1.
+        question: usize,
+        /// What is wrong with it.
+        source: Box<Error>,
+    },
+    /// Examples were asked for, but not said where from.
+    #[error("examples for {task} are wanted, but no file of them was given; use --shots-from {task}=FILE")]
+    NoShots {
+        /// The task.
+        task: &'static str,
+    },
+    /// Examples in front of questions were asked for, but there are too few.
+    #[error(
+        "{wanted} examples are wanted in front of every question, but there are records for {found}; \
+         use fewer shots or a longer file"
+    )]
+    TooFewShots {
+        /// Examples for each question.
+        wanted: usize,
+        /// Records to draw from.
+        found: usize,
+    },
+    /// A likelihood that is no number, so nothing can be compared with it.
+    #[error(
+        "the log-likelihood of choice {choice} of question {question} is not finite: the forward pass broke down; \
+         check the checkpoint for NaN, infinite or wrongly converted weights"
+    )]
+    BadLikelihood {
+        /// From 1.
+        question: usize,
+        /// From 1.
+        choice: usize,
     },
     /// A criterion was computed without what it needs.
     #[error("criterion {criterion} needs the curvature of the text; compute it first (learn::criteria::curvature)")]
@@ -400,6 +537,103 @@ pub enum Error {
     BadGates {
         /// The layer.
         layer: usize,
+    },
+    // Learning.
+    /// A sample that cannot be trained on.
+    #[error(
+        "{what} is {value}; samples must be finite numbers, importances not negative: \
+         check the checkpoint for NaN, infinite or wrongly converted weights"
+    )]
+    BadSample {
+        /// Which value.
+        what: String,
+        /// The value.
+        value: f32,
+    },
+    /// A text or trace that nothing can be learnt from.
+    #[error("{reason}")]
+    TrainingText {
+        /// What does not fit, and what would.
+        reason: String,
+    },
+    /// A setting of a training that means nothing.
+    #[error("{setting} is {found}; expected {expected}")]
+    TrainSetting {
+        /// Its name.
+        setting: &'static str,
+        /// Its value.
+        found: String,
+        /// What it can be.
+        expected: &'static str,
+    },
+    /// A loss or gradient is no number any more.
+    #[error(
+        "the training broke down at step {step}: its loss is no finite number; use a smaller learning rate (--rate)"
+    )]
+    TrainingDiverged {
+        /// The step.
+        step: u64,
+    },
+    /// A state of another training was to be resumed.
+    #[error(
+        "this is the state of another training: {difference}; resume with the settings and text that it was begun with, \
+         or remove the file to begin anew"
+    )]
+    OtherTraining {
+        /// What differs.
+        difference: String,
+    },
+    /// The state of a run that was stopped would be overwritten.
+    #[error("{} holds the state of a run that was stopped; go on with --resume, or remove the file to begin anew", path.display())]
+    StateExists {
+        /// The state.
+        path: std::path::PathBuf,
+    },
+    /// A shard that cannot be.
+    #[error("unknown shard {found:?}; expected K/N, machine K of N, such as 1/4")]
+    UnknownShard {
+        /// As given.
+        found: String,
+    },
+    /// A folder without a trace.
+    #[error("{} has no trace files (trace-00000.safetensors and so on); make them with `shadowllm trace`", path.display())]
+    NoTrace {
+        /// The folder.
+        path: std::path::PathBuf,
+    },
+    /// Files of a trace are missing.
+    #[error(
+        "the trace in {} is not complete: of {of} files, {} are not there, the first of them file {}; run `shadowllm trace` again \
+         for the shards that are missing, into this folder",
+        path.display(), missing.len(), missing.first().copied().unwrap_or(*of)
+    )]
+    TraceIncomplete {
+        /// The folder.
+        path: std::path::PathBuf,
+        /// Their numbers.
+        missing: Vec<usize>,
+        /// Files of the whole trace.
+        of: usize,
+    },
+    /// A trace file that is of another trace than its neighbours, or than is being written.
+    #[error("{} belongs to another trace: {reason}; use another folder, or remove the files that do not belong", path.display())]
+    OtherTrace {
+        /// The file.
+        path: std::path::PathBuf,
+        /// What differs.
+        reason: String,
+    },
+    /// A preset that is not in the list.
+    #[error("unknown preset {found:?}; expected shadow, paper or dejavu")]
+    UnknownPreset {
+        /// The name as given.
+        found: String,
+    },
+    /// A loss that is not in the list.
+    #[error("unknown loss {found:?}; expected mse, bce or listwise")]
+    UnknownLoss {
+        /// The name as given.
+        found: String,
     },
     /// A scores or predictor file that was made for another model.
     #[error("made for the model {found}, but this model is {expected}; use a file that was made for this model")]

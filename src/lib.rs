@@ -19,8 +19,8 @@
 //! | module | what it holds |
 //! | --- | --- |
 //! | [`generate`] | engine, sessions, sampling, streaming, tokenizers, chat templates |
-//! | [`eval`] | perplexity and log-likelihoods |
-//! | [`learn`] | gradients of activations, criteria |
+//! | [`eval`] | perplexity, log-likelihoods and tasks, dense or under a policy |
+//! | [`learn`] | gradients of activations, criteria, and the training of predictors |
 //! | [`sparsity`] | budgets, plans and the policies that make them, predictors |
 //! | [`model`] | configuration to layers, the forward pass, the key/value cache |
 //! | [`kernels`] | CPU kernels, each for several instruction sets |

@@ -81,14 +81,17 @@ fn scores_and_predictors() {
     let narrow = scores("narrow", Units { neurons: units.neurons - 1, ..units }, &identity);
     let shallow = scores("shallow", Units { layers: units.layers - 1, ..units }, &identity);
     let foreign = scores("foreign", units, &other);
-    let broken = path(base, "broken");
-    let mut bytes = fs::read(&good).unwrap();
-    let end = bytes.len();
-    bytes[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
-    fs::write(&broken, bytes).unwrap();
+    let ending_in = |name: &str, score: f32| {
+        let mut bytes = fs::read(&good).unwrap();
+        let end = bytes.len();
+        bytes[end - 4..].copy_from_slice(&score.to_le_bytes());
+        fs::write(base.join(name), bytes).unwrap();
+        path(base, name)
+    };
+    let (broken, infinite) = (ending_in("broken", f32::NAN), ending_in("infinite", f32::NEG_INFINITY));
     let cut_scores = cut(Path::new(&good));
 
-    let predictor = |name: &str, model: &ModelIdentity| {
+    let predictor = |name: &str, model: &ModelIdentity, neuron_bias: f32| {
         let info = PredictorInfo {
             model: model.clone(),
             stations: vec![0],
@@ -96,15 +99,19 @@ fn scores_and_predictors() {
             normalization: Normalization::None,
             activation: HiddenActivation::Relu,
             criterion: "test".to_owned(),
-            training: Training { data: "none".to_owned(), tokens: 0, seed: 1 },
+            training: Training { data: "none".to_owned(), seed: 1, ..Training::default() },
             validated: Vec::new(),
         };
-        let weights = random_predictor(&info, config, 4, 4, 1);
+        let mut weights = random_predictor(&info, config, 4, 4, 1);
+        let output = &mut weights[0].neurons.as_mut().unwrap().output;
+        let outputs = output.weight.len() / output.cols;
+        output.bias.get_or_insert_with(|| vec![0.0; outputs])[5] = neuron_bias;
         write_predictor(&base.join(name), &info, &weights, WeightFormat::Int8).unwrap();
         path(base, name)
     };
-    let mine = predictor("predictor", &identity);
-    let foreign_predictor = predictor("foreign-predictor", &other);
+    let mine = predictor("predictor", &identity, 0.0);
+    let foreign_predictor = predictor("foreign-predictor", &other, 0.0);
+    let broken_predictor = predictor("broken-predictor", &identity, f32::NAN);
     let cut_predictor = cut(Path::new(&mine));
     let newer = edited(Path::new(&mine), "newer", r#"\"version\":1"#, r#"\"version\":2"#);
 
@@ -114,13 +121,18 @@ fn scores_and_predictors() {
     };
     let fixed = ["--policy", "static", "--scores"].as_slice();
     let shadow = ["--policy", "shadow", "--predictor"].as_slice();
-    let mut cases: Vec<Vec<String>> =
-        [&narrow, &shallow, &foreign, &broken, &cut_scores, &mine].map(|file| generate(fixed, file)).to_vec();
+    let mut cases: Vec<Vec<String>> = [&narrow, &shallow, &foreign, &broken, &infinite, &cut_scores, &mine]
+        .map(|file| generate(fixed, file))
+        .to_vec();
     cases.extend([&foreign_predictor, &cut_predictor, &newer, &good].map(|file| generate(shadow, file)));
+    // What it predicts shows when it predicts; without --json the first token, from the prompt, is out by then.
+    cases.push(generate(&["--json", "--policy", "shadow", "--predictor"], &broken_predictor));
     cases.push(generate(&["--policy", "dejavu", "--predictor"], &mine));
     for keep in ["0", "-0.5", "1.01", "inf", "nan", "half"] {
         cases.push(generate(&["--policy", "random", "--keep"], keep));
     }
+    cases.push(generate(&["--policy", "random", "--head-keep"], "0"));
+    cases.push(generate(&["--policy", "shadow", "--predictor", "none", "--neuron-keep"], "1.5"));
     let cases: Vec<Vec<&str>> = cases.iter().map(|args| args.iter().map(String::as_str).collect()).collect();
     insta::assert_snapshot!("scores_and_predictors", report(&cases, base));
     for (option, file) in [(fixed, &good), (shadow, &mine)] {

@@ -1,4 +1,4 @@
-//! The seeds of the fuzz targets for scores, predictors and gate thresholds are what their parsers take today: a target whose seeds
+//! The seeds of the fuzz targets for scores, predictors, gate thresholds and traces are what their parsers take today: a target whose seeds
 //! have gone stale finds nothing.
 //!
 //! `FUZZ_SEEDS=write cargo test --test fuzz_seeds` makes them again after a change of format.
@@ -8,13 +8,19 @@
 #[path = "../fuzz/model.rs"]
 mod model;
 
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 
+use shadowllm::kernels::{Cpu, CpuOptions};
+use shadowllm::learn::trace::{SampleOptions, Shard, TextSource, check_trace_file, criterion, write_trace};
+use shadowllm::model::Model;
+use shadowllm::model::random::random_checkpoint;
 use shadowllm::sparsity::predictor::{
     HiddenActivation, LayerWeights, Normalization, PredictorInput, Training, WeightFormat, random_predictor,
     write_predictor,
 };
 use shadowllm::sparsity::{GateStatistic, GateThresholds, Predictor, PredictorInfo, Scores, ScoresFile, Units};
+use shadowllm::weights::DType;
 
 fn seed(target: &str, name: &str, write: impl FnOnce(&std::path::Path)) -> Vec<u8> {
     let folder = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/seeds")).join(target);
@@ -52,7 +58,7 @@ fn predictors() {
             normalization,
             activation: HiddenActivation::Relu,
             criterion: "test".to_owned(),
-            training: Training { data: "none".to_owned(), tokens: 0, seed: 1 },
+            training: Training { data: "none".to_owned(), seed: 1, ..Training::default() },
             validated: Vec::new(),
         };
         let mut weights = random_predictor(&info, &config, 2, 2, 1);
@@ -87,5 +93,26 @@ fn gate_thresholds() {
         };
         let bytes = seed("gate_thresholds", name, |path| thresholds.write(path, &config).unwrap());
         assert_eq!(GateThresholds::from_bytes(&bytes, &config, &model::identity()).unwrap(), thresholds);
+    }
+}
+
+#[test]
+fn traces() {
+    let cpu = Cpu::new(&CpuOptions { threads: Some(1), ..CpuOptions::default() }).unwrap();
+    let model = Model::load(&random_checkpoint(model::config().unwrap(), DType::F32, 1).unwrap()).unwrap();
+    for (name, input, stations) in
+        [("residual", PredictorInput::Residual, vec![0]), ("contexts", PredictorInput::Contexts, vec![0, 1])]
+    {
+        let bytes = seed("trace", name, |path| {
+            let options =
+                SampleOptions { input, stations: stations.clone(), window: 4, seed: 1, data: "numbers".to_owned() };
+            let criterion = criterion("magnitude", &cpu, &model).unwrap();
+            let documents = vec![vec![1, 2, 3, 4, 5, 6], vec![7, 8]];
+            let mut source = TextSource::new(&cpu, &model, criterion, documents, &options).unwrap();
+            let folder = tempfile::tempdir().unwrap();
+            write_trace(&mut source, folder.path(), Shard::default(), &mut |_, _| ControlFlow::Continue(())).unwrap();
+            std::fs::copy(folder.path().join("trace-00000.safetensors"), path).unwrap();
+        });
+        check_trace_file(&bytes).unwrap();
     }
 }

@@ -12,7 +12,7 @@ use safetensors::SafeTensors;
 use serde::Deserialize;
 use shadowllm::kernels::{CpuOptions, argmax};
 use shadowllm::model::{Probe, Rows};
-use shadowllm::weights::Checkpoint;
+use shadowllm::weights::{Checkpoint, PackedCheckpoint, pack};
 use shadowllm::{Engine, EngineOptions, SessionOptions};
 
 use support::{isas, largest_difference};
@@ -62,20 +62,33 @@ fn engine(dir: &Path, cpu: CpuOptions) -> Engine {
     Engine::load(&Checkpoint::open(dir).unwrap(), EngineOptions { cpu }).unwrap()
 }
 
+/// The engine over packed weights: another arrangement, other kernels, the same references.
+fn packed_engine(dir: &Path, cpu: CpuOptions) -> Engine {
+    let temp = tempfile::tempdir().unwrap();
+    let file = temp.path().join("packed.shadow.safetensors");
+    let checkpoint = Checkpoint::open(dir).unwrap();
+    pack(&checkpoint, &file, &()).unwrap();
+    let packed = PackedCheckpoint::open_for(&file, &checkpoint, &()).unwrap();
+    Engine::load_packed(&packed, EngineOptions { cpu }).unwrap()
+}
+
 #[test]
 fn logits_at_every_position() {
     for dir in fixtures() {
         let reference = reference(&dir);
         for isa in isas() {
-            let engine = engine(&dir, CpuOptions { isa: Some(isa), ..CpuOptions::default() });
-            for sequence in &reference.sequences {
-                let mut session = engine.session(SessionOptions::default()).unwrap();
-                let each = &mut |at: usize, logits: &[f32]| {
-                    let worst = largest_difference(logits, &sequence.logits[at]);
-                    assert!(worst <= LOGIT_TOLERANCE, "{}, {isa}, position {at}: off by {worst}", dir.display());
-                    ControlFlow::Continue(())
-                };
-                session.score(&sequence.input_ids, 0, each).unwrap();
+            let cpu = CpuOptions { isa: Some(isa), ..CpuOptions::default() };
+            for (weights, engine) in [("plain", engine(&dir, cpu)), ("packed", packed_engine(&dir, cpu))] {
+                for sequence in &reference.sequences {
+                    let mut session = engine.session(SessionOptions::default()).unwrap();
+                    let each = &mut |at: usize, logits: &[f32]| {
+                        let worst = largest_difference(logits, &sequence.logits[at]);
+                        let name = dir.display();
+                        assert!(worst <= LOGIT_TOLERANCE, "{name}, {isa}, {weights}, position {at}: off by {worst}");
+                        ControlFlow::Continue(())
+                    };
+                    session.score(&sequence.input_ids, 0, each).unwrap();
+                }
             }
         }
     }
@@ -84,12 +97,13 @@ fn logits_at_every_position() {
 #[test]
 fn decoding_token_by_token_gives_the_same_logits() {
     for dir in fixtures() {
-        let engine = engine(&dir, CpuOptions::default());
-        for sequence in &reference(&dir).sequences {
-            let mut session = engine.session(SessionOptions::default()).unwrap();
-            for (id, want) in sequence.input_ids.iter().zip(&sequence.logits) {
-                let worst = largest_difference(session.step(*id).unwrap(), want);
-                assert!(worst <= LOGIT_TOLERANCE, "{}: off by {worst}", dir.display());
+        for engine in [engine(&dir, CpuOptions::default()), packed_engine(&dir, CpuOptions::default())] {
+            for sequence in &reference(&dir).sequences {
+                let mut session = engine.session(SessionOptions::default()).unwrap();
+                for (id, want) in sequence.input_ids.iter().zip(&sequence.logits) {
+                    let worst = largest_difference(session.step(*id).unwrap(), want);
+                    assert!(worst <= LOGIT_TOLERANCE, "{}: off by {worst}", dir.display());
+                }
             }
         }
     }
@@ -98,13 +112,15 @@ fn decoding_token_by_token_gives_the_same_logits() {
 #[test]
 fn greedy_continuations() {
     for dir in fixtures() {
-        for greedy in &reference(&dir).greedy {
-            assert!(greedy.min_margin > 2.0 * LOGIT_TOLERANCE, "{}: too close to call", dir.display());
-            let mut session = engine(&dir, CpuOptions::default()).session(SessionOptions::default()).unwrap();
-            let mut next = argmax(session.prefill(&greedy.prompt).unwrap()) as u32;
-            for (at, &want) in greedy.tokens.iter().enumerate() {
-                assert_eq!(next, want, "{}, token {at}", dir.display());
-                next = argmax(session.step(next).unwrap()) as u32;
+        for engine in [engine(&dir, CpuOptions::default()), packed_engine(&dir, CpuOptions::default())] {
+            for greedy in &reference(&dir).greedy {
+                assert!(greedy.min_margin > 2.0 * LOGIT_TOLERANCE, "{}: too close to call", dir.display());
+                let mut session = engine.session(SessionOptions::default()).unwrap();
+                let mut next = argmax(session.prefill(&greedy.prompt).unwrap()) as u32;
+                for (at, &want) in greedy.tokens.iter().enumerate() {
+                    assert_eq!(next, want, "{}, token {at}", dir.display());
+                    next = argmax(session.step(next).unwrap()) as u32;
+                }
             }
         }
     }
@@ -149,27 +165,28 @@ fn a_probe_sees_contexts_inners_and_residual_stream() {
     for dir in fixtures() {
         let Ok(bytes) = std::fs::read(dir.join("acts.safetensors")) else { continue };
         let want = SafeTensors::deserialize(&bytes).unwrap();
-        let engine = engine(&dir, CpuOptions::default());
-        let mut session = engine.session(SessionOptions::default()).unwrap();
-        let mut recorder = Recorder::default();
-        let ids = reference(&dir).loss.input_ids;
-        session.prefill_with(&ids, &mut recorder, &mut |_| ControlFlow::Continue(())).unwrap();
-        let layers = engine.config().layers;
-        assert_eq!(recorder.seen.len(), 3 * layers + 1);
-        for (name, got) in &recorder.seen {
-            if *name == format!("hidden.{layers}") && engine.model().project_out.is_some() {
-                continue; // transformers shows this one after the projection
+        for engine in [engine(&dir, CpuOptions::default()), packed_engine(&dir, CpuOptions::default())] {
+            let mut session = engine.session(SessionOptions::default()).unwrap();
+            let mut recorder = Recorder::default();
+            let ids = reference(&dir).loss.input_ids;
+            session.prefill_with(&ids, &mut recorder, &mut |_| ControlFlow::Continue(())).unwrap();
+            let layers = engine.config().layers;
+            assert_eq!(recorder.seen.len(), 3 * layers + 1);
+            for (name, got) in &recorder.seen {
+                if *name == format!("hidden.{layers}") && engine.model().project_out.is_some() {
+                    continue; // transformers shows this one after the projection
+                }
+                let want = want.tensor(name).unwrap();
+                let want: Vec<f32> =
+                    want.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
+                let scale = want.iter().fold(1.0f32, |a, w| a.max(w.abs()));
+                let worst = largest_difference(got, &want) / scale;
+                assert!(worst < 1e-5, "{}: {name} is off by {worst} of its largest value", dir.display());
+                compared += 1;
             }
-            let want = want.tensor(name).unwrap();
-            let want: Vec<f32> =
-                want.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
-            let scale = want.iter().fold(1.0f32, |a, w| a.max(w.abs()));
-            let worst = largest_difference(got, &want) / scale;
-            assert!(worst < 1e-5, "{}: {name} is off by {worst} of its largest value", dir.display());
-            compared += 1;
         }
     }
-    assert!(compared > 30, "only {compared} tensors were compared");
+    assert!(compared > 60, "only {compared} tensors were compared");
 }
 
 /// Sets one head's context and one neuron's inner to zero in one layer.

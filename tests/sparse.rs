@@ -4,14 +4,16 @@
 
 mod support;
 
+#[path = "support/models.rs"]
+mod models;
+
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use proptest::prelude::*;
 use shadowllm::generate::Sparsity;
-use shadowllm::kernels::{CpuOptions, IsaName, argmax};
-use shadowllm::model::random::random_checkpoint;
-use shadowllm::model::{PackedModel, Probe, Rows, SparseOptions};
+use shadowllm::kernels::argmax;
+use shadowllm::model::{PackedModel, SparseOptions};
 use shadowllm::sparsity::predictor::{
     HiddenActivation, Normalization, PredictorInput, Training, WeightFormat, random_predictor, write_predictor,
 };
@@ -19,120 +21,11 @@ use shadowllm::sparsity::{
     Budget, DejaVu, Fixed, ModelIdentity, Plan, Policy, Predictor, PredictorInfo, Random, Refresh, Scope, Scores,
     ScoresFile, Shadow,
 };
-use shadowllm::weights::{Checkpoint, DType, ModelConfig, PackedCheckpoint, pack};
+use shadowllm::weights::{Checkpoint, DType, PackedCheckpoint};
 use shadowllm::{Engine, EngineOptions, SessionOptions};
 
+use models::{Kind, Loaded, Mask, kinds, load, sparsity};
 use support::{directory, isas, largest_difference};
-
-/// A model's shape and variant.
-#[derive(Clone, Debug)]
-struct Kind {
-    opt: bool,
-    kv_heads: usize,
-    group: usize,
-    head_dim: usize,
-    hidden: usize,
-    ffn: usize,
-    layers: usize,
-    relu: bool,
-    post_norm: bool,
-    window: bool,
-    dtype: DType,
-}
-
-impl Kind {
-    fn config(&self) -> ModelConfig {
-        let heads = self.kv_heads * self.group;
-        let json = if self.opt {
-            serde_json::json!({
-                "model_type": "opt", "vocab_size": 61, "hidden_size": heads * self.head_dim, "ffn_dim": self.ffn,
-                "word_embed_proj_dim": heads * self.head_dim, "num_hidden_layers": self.layers,
-                "num_attention_heads": heads, "max_position_embeddings": 200,
-                "do_layer_norm_before": !self.post_norm,
-                "activation_function": if self.relu { "relu" } else { "gelu" },
-            })
-        } else {
-            serde_json::json!({
-                "model_type": if self.window { "mistral" } else { "llama" }, "vocab_size": 61,
-                "hidden_size": self.hidden, "intermediate_size": self.ffn, "num_hidden_layers": self.layers,
-                "num_attention_heads": heads, "num_key_value_heads": self.kv_heads, "head_dim": self.head_dim,
-                "max_position_embeddings": 200, "rms_norm_eps": 1e-5, "sliding_window": 7,
-                "hidden_act": if self.relu { "relu" } else { "silu" },
-            })
-        };
-        ModelConfig::from_json(json.to_string().as_bytes()).unwrap()
-    }
-}
-
-fn kinds() -> impl Strategy<Value = Kind> {
-    let shape = (1usize..4, 1usize..4, 1usize..9, 3usize..40, 4usize..70, 1usize..4);
-    let flags = (any::<[bool; 4]>(), prop::sample::select(DType::ALL.to_vec()));
-    (shape, flags).prop_map(
-        |((kv_heads, group, half, hidden, ffn, layers), ([opt, relu, post_norm, window], dtype))| {
-            let group = if opt { 1 } else { group };
-            Kind { opt, kv_heads, group, head_dim: 2 * half, hidden, ffn, layers, relu, post_norm, window, dtype }
-        },
-    )
-}
-
-struct Loaded {
-    engine: Engine,
-    packed: Arc<PackedModel>,
-}
-
-fn load(config: &ModelConfig, dtype: DType, isa: IsaName, seed: u64) -> Loaded {
-    let checkpoint = random_checkpoint(config.clone(), dtype, seed).unwrap();
-    let temp = tempfile::tempdir().unwrap();
-    let file = temp.path().join("packed.shadow.safetensors");
-    pack(&checkpoint, &file, &()).unwrap();
-    let packed = PackedCheckpoint::open_for(&file, &checkpoint, &()).unwrap();
-    let packed = Arc::new(PackedModel::load(&packed).unwrap());
-    let cpu = CpuOptions { isa: Some(isa), threads: Some(2), ..CpuOptions::default() };
-    Loaded { engine: Engine::load(&checkpoint, EngineOptions { cpu }).unwrap(), packed }
-}
-
-/// The dense model with contexts and inners of dropped units set to zero, row by row.
-struct Mask<'a> {
-    /// One per row; `None`: dense.
-    plans: &'a [Option<Plan>],
-    heads: usize,
-    neurons: usize,
-}
-
-fn zero_all_but(values: &mut [f32], units: usize, kept: &[u32]) {
-    let width = values.len() / units;
-    for (unit, values) in values.chunks_exact_mut(width).enumerate() {
-        if !kept.contains(&(unit as u32)) {
-            values.fill(0.0);
-        }
-    }
-}
-
-impl Probe for Mask<'_> {
-    fn contexts(&mut self, rows: Rows, values: &mut [f32]) {
-        let width = values.len() / rows.count;
-        for (row, values) in values.chunks_exact_mut(width).enumerate() {
-            if let Some(plan) = &self.plans[row] {
-                zero_all_but(values, self.heads, &plan.layers[rows.layer].heads);
-            }
-        }
-    }
-
-    fn inners(&mut self, rows: Rows, values: &mut [f32]) {
-        let width = values.len() / rows.count;
-        for (row, values) in values.chunks_exact_mut(width).enumerate() {
-            if let Some(plan) = &self.plans[row] {
-                zero_all_but(values, self.neurons, &plan.layers[rows.layer].neurons);
-            }
-        }
-    }
-}
-
-fn sparsity(loaded: &Loaded, seed: u64, budget: Budget, refresh: Refresh, options: SparseOptions) -> Sparsity {
-    let config = loaded.engine.config();
-    let policy = Random::new(seed, budget, config).unwrap();
-    Sparsity::new(Arc::clone(&loaded.packed), Box::new(policy), refresh, config, options)
-}
 
 /// How one sequence goes on.
 #[derive(Clone, Debug)]
@@ -411,7 +304,7 @@ fn policies_of_files_decode_as_the_masked_dense_model() {
             normalization: Normalization::MinMax,
             activation: HiddenActivation::Relu,
             criterion: "test".to_owned(),
-            training: Training { data: "none".to_owned(), tokens: 0, seed: 3 },
+            training: Training { data: "none".to_owned(), seed: 3, ..Training::default() },
             validated: Vec::new(),
         };
         let file = temp.path().join(name);

@@ -78,6 +78,8 @@ impl Chat {
         let checkpoint = self.model.checkpoint(console)?;
         let engine = self.model.fast_engine_of(&checkpoint)?;
         engine.tokenizer()?;
+        engine.chat_template()?;
+        let (engine, sparsity) = self.sparsity.load(console, checkpoint, engine)?;
         let template = engine.chat_template()?;
         let options = CompletionOptions {
             sampler: self.sampling.over(&engine.text().defaults.sampler_options()),
@@ -85,7 +87,7 @@ impl Chat {
             ..CompletionOptions::default()
         };
         let mut session = engine.session(SessionOptions { context: self.context })?;
-        session.set_sparsity(self.sparsity.load(console, &checkpoint, &engine)?)?;
+        session.set_sparsity(sparsity)?;
         let opening: Vec<_> = self.system.iter().map(ChatMessage::system).collect();
         let mut messages = opening.clone();
         while let Some(line) = console.ask("> ")? {

@@ -1,14 +1,17 @@
 //! `shadowllm generate`: continue a text.
 
+use std::num::NonZero;
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use serde::Serialize;
+use shadowllm_weights::Checkpoint;
 
 use super::accounting::Accounting;
 use super::console::{Console, read_text};
 use super::options::{ModelArgs, SamplingArgs, token_id};
+use super::several::Several;
 use super::sparsity::SparsityArgs;
 use crate::generate::{Completion, CompletionOptions, Engine, Session, SessionOptions, StopReason, Timing};
 use crate::kernels::{Cpu, read_passes};
@@ -24,7 +27,7 @@ pub(super) struct Generate {
     model: ModelArgs,
 
     /// Text to continue.
-    #[arg(value_name = "PROMPT", required_unless_present_any = ["prompt_file", "prompt_ids", "prompt_option"])]
+    #[arg(value_name = "PROMPT", required_unless_present_any = ["prompt_file", "prompt_ids", "prompt_option", "prompts"])]
     prompt: Option<String>,
 
     /// Text to continue, as an option.
@@ -39,6 +42,15 @@ pub(super) struct Generate {
     #[arg(long, value_name = "ID,ID,...", value_delimiter = ',', value_parser = token_id, allow_negative_numbers = true,
         conflicts_with_all = ["prompt", "prompt_option", "prompt_file"])]
     prompt_ids: Option<Vec<u32>>,
+
+    /// File with several texts to continue, one on each line that is not empty; they are decoded together, and weights that several
+    /// need are read once. - for standard input.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "prompt_option", "prompt_file", "prompt_ids", "bandwidth"])]
+    prompts: Option<PathBuf>,
+
+    /// With --prompts: most texts that are decoded at the same time.
+    #[arg(long, value_name = "N", default_value = "8", requires = "prompts")]
+    batch: NonZero<usize>,
 
     /// Most tokens to generate.
     #[arg(long, short = 'n', default_value_t = 128, value_name = "N")]
@@ -117,15 +129,14 @@ impl Generate {
     pub(super) fn run(self, console: &mut Console) -> Result<()> {
         let checkpoint = self.model.checkpoint(console)?;
         let engine = self.model.fast_engine_of(&checkpoint)?;
+        if let Some(path) = &self.prompts {
+            return self.several(console, checkpoint, engine, path);
+        }
         let prompt = self.prompt_tokens(&engine)?;
+        let (engine, sparsity) = self.sparsity.load(console, checkpoint, engine)?;
         let mut session = engine.session(SessionOptions { context: self.context })?;
-        session.set_sparsity(self.sparsity.load(console, &checkpoint, &engine)?)?;
-        let options = CompletionOptions {
-            sampler: self.sampling.over(&crate::generate::SamplerOptions::default()),
-            max_tokens: Some(self.max_tokens),
-            stop: self.stop.clone(),
-            ignore_eos: self.ignore_eos,
-        };
+        session.set_sparsity(sparsity)?;
+        let options = self.options();
         let live = !self.json;
         let mut passes = self.read_passes(engine.cpu());
         let done = complete(console, &mut session, &prompt, &options, live)?;
@@ -163,6 +174,28 @@ impl Generate {
             }
         }
         done.complete()
+    }
+
+    fn options(&self) -> CompletionOptions {
+        CompletionOptions {
+            sampler: self.sampling.over(&crate::generate::SamplerOptions::default()),
+            max_tokens: Some(self.max_tokens),
+            stop: self.stop.clone(),
+            ignore_eos: self.ignore_eos,
+        }
+    }
+
+    fn several(&self, console: &mut Console, checkpoint: Checkpoint, engine: Engine, path: &Path) -> Result<()> {
+        let text = read_text(path)?;
+        let tokenizer = engine.tokenizer()?;
+        let lines = text.lines().filter(|line| !line.trim().is_empty());
+        let prompts = lines.map(|line| Ok(tokenizer.encode(line, true)?)).collect::<Result<Vec<_>>>()?;
+        if prompts.is_empty() {
+            return Err(Error::NoPrompts { path: path.to_owned() });
+        }
+        let (engine, sparsity) = self.sparsity.open(console, checkpoint, engine)?;
+        let (batch, context, options) = (self.batch.get(), self.context, self.options());
+        Several { engine: &engine, sparsity, prompts, batch, context, options }.run(console, self.json)
     }
 
     /// Some measurements of the bandwidth, if they were asked for.

@@ -110,7 +110,7 @@ impl Inspect {
         let checkpoint = self.model.checkpoint(console)?;
         let engine = self.model.fast_engine_of(&checkpoint)?;
         if self.plan.is_given() {
-            return self.plan.run(console, &checkpoint, &engine, self.json);
+            return self.plan.run(console, checkpoint, engine, self.json);
         }
         let report = self.report(&checkpoint, &engine);
         if self.json { console.json(&report) } else { report.print(console) }

@@ -19,8 +19,13 @@ mod logits;
 mod options;
 mod pack;
 mod plan;
+mod policy;
 mod random_model;
+mod samples;
+mod several;
 mod sparsity;
+mod trace;
+mod train;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -51,6 +56,8 @@ enum Command {
     Import(import::Import),
     Pack(pack::Pack),
     CalibrateGate(calibrate_gate::CalibrateGate),
+    Train(Box<train::Train>),
+    Trace(Box<trace::Trace>),
     #[command(subcommand)]
     Eval(eval::Eval),
     Logits(logits::Logits),
@@ -92,6 +99,8 @@ fn dispatch(cli: Cli, console: &mut Console) -> Result<()> {
         Some(Command::Import(command)) => command.run(console),
         Some(Command::Pack(command)) => command.run(console),
         Some(Command::CalibrateGate(command)) => command.run(console),
+        Some(Command::Train(command)) => command.run(console),
+        Some(Command::Trace(command)) => command.run(console),
         Some(Command::Eval(command)) => command.run(console),
         Some(Command::Logits(command)) => command.run(console),
         Some(Command::Activations(command)) => command.run(console),

@@ -32,7 +32,8 @@ pub(super) struct CpuArgs {
     pub isa: Option<IsaName>,
 
     /// Products of bf16 weights with 32 and more tokens at once: f32 is exact; bf16 rounds activations, and is faster where
-    /// the processor has the instructions [default: bf16 for generate and chat, f32 for everything else].
+    /// the processor has the instructions [default: bf16 for generate, chat and train, f32 for everything
+    /// else].
     #[arg(long, value_name = "TYPE")]
     pub compute: Option<Compute>,
 }
@@ -70,7 +71,7 @@ impl ModelArgs {
         Engine::load(&self.checkpoint(console)?, EngineOptions { cpu: self.cpu.options(Compute::F32) })
     }
 
-    /// Loads the model from its checkpoint, to generate text: products in the weights' precision. That moves logits about as much as rounding
+    /// Loads the model from its checkpoint, to generate text or to learn from it: products in the weights' precision. That moves logits about as much as rounding
     /// the weights to bf16 did (docs/src/results.md), and prompts are processed up to twice as fast.
     pub(super) fn fast_engine_of(&self, checkpoint: &Checkpoint) -> Result<Engine> {
         Engine::load(checkpoint, EngineOptions { cpu: self.cpu.options(Compute::Bf16) })

@@ -123,21 +123,16 @@ impl PlanArgs {
         self.sparsity.is_given()
     }
 
-    pub(super) fn run(
-        &self,
-        console: &mut Console,
-        checkpoint: &Checkpoint,
-        engine: &Engine,
-        json: bool,
-    ) -> Result<()> {
+    pub(super) fn run(&self, console: &mut Console, checkpoint: Checkpoint, engine: Engine, json: bool) -> Result<()> {
         let prompt = match (&self.prompt_ids, &self.prompt) {
             (Some(ids), _) => ids.clone(),
             (None, Some(text)) => engine.tokenizer()?.encode(text, true)?,
             (None, None) => return Err(Error::PlanNeedsPrompt),
         };
         let Some((&last, before)) = prompt.split_last() else { return Err(Error::NoTokens) };
+        let (engine, sparsity) = self.sparsity.load(console, checkpoint, engine)?;
         let mut session = engine.session(SessionOptions::default())?;
-        session.set_sparsity(self.sparsity.load(console, checkpoint, engine)?)?;
+        session.set_sparsity(sparsity)?;
         let heeded = console.heed_interrupts();
         if !before.is_empty() {
             let go_on = &mut |_| if heeded.go_on() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) };
@@ -145,7 +140,7 @@ impl PlanArgs {
         }
         let course = Course::run(&mut session, last, self.tokens, &heeded)?;
         let policy = session.sparsity().map_or("dense", Sparsity::policy);
-        let report = course.report(engine, policy, prompt.len(), self.svg.as_deref());
+        let report = course.report(&engine, policy, prompt.len(), self.svg.as_deref());
         if let Some(path) = &self.svg {
             let title = format!("{}: plan of policy {policy}", engine.location());
             write_atomic(path, plan_picture(&course.tally, &title, &report.summary()).as_bytes())?;

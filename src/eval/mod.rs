@@ -1,9 +1,19 @@
-//! Measuring quality: how well a model predicts text that it is given.
+//! Measuring quality: how well a model predicts text that it is given, with all of its units or those that a policy keeps.
+//!
+//! | to measure | use |
+//! | --- | --- |
+//! | the dense model on a text | [`perplexity`] |
+//! | a policy on a text | [`Masked`] and [`perplexity_masked`] |
+//! | multiple-choice tasks, dense or under a policy | [`tasks`] |
+//! | one continuation | [`log_likelihood`] |
 
 mod likelihood;
+mod masked;
 mod perplexity;
 mod plan_picture;
+pub mod tasks;
 
 pub use likelihood::{Likelihood, log_likelihood};
-pub use perplexity::{Perplexity, WindowNll, Windows, perplexity, perplexity_with};
+pub use masked::{Chooser, Decision, EachLogits, Importance, Job, Masked, MaskedText, Masking, PolicyMaker};
+pub use perplexity::{Perplexity, WindowNll, Windows, perplexity, perplexity_masked, perplexity_with};
 pub use plan_picture::plan_picture;

@@ -6,6 +6,7 @@
 
 use std::ops::ControlFlow;
 
+use super::masked::{Job, Masked};
 use crate::generate::{Engine, SessionOptions};
 use crate::kernels::log_sum_exp;
 use crate::model::{NoProbe, Probe};
@@ -103,20 +104,57 @@ pub fn perplexity_with(
     probe: &mut (dyn Probe + Send),
     progress: &mut dyn FnMut(&Perplexity) -> ControlFlow<()>,
 ) -> Result<Perplexity> {
-    let cut = windows.cut(tokens, engine.config().max_positions)?;
-    let mut session = engine.session(SessionOptions { context: Some(windows.size) })?;
-    let mut done = Vec::with_capacity(cut.len());
-    for (index, window) in cut.into_iter().enumerate() {
+    let mut session =
+        engine.session(SessionOptions { context: Some(windows.size.min(engine.config().max_positions)) })?;
+    over_windows(engine, tokens, windows, progress, &mut |_, window, each| {
         session.truncate(0);
+        session.score_with(window, 0, probe, each)
+    })
+}
+
+/// [`perplexity`] under the policy of `masked`; every window is a text of its own.
+///
+/// # Errors
+/// As [`perplexity`], and those of the policy.
+pub fn perplexity_masked(
+    masked: &mut Masked,
+    tokens: &[u32],
+    windows: Windows,
+    progress: &mut dyn FnMut(&Perplexity) -> ControlFlow<()>,
+) -> Result<Perplexity> {
+    let engine = masked.engine().clone();
+    over_windows(&engine, tokens, windows, progress, &mut |number, window, each| {
+        let mut text = masked.text(number as u64, window.len())?;
+        masked.run(&mut [Job { text: &mut text, tokens: window, from: 0 }], &mut |_, index, logits| each(index, logits))
+    })
+}
+
+/// Is told the logits after a token: its index in the window, and `[V]`.
+type Each<'a> = &'a mut (dyn FnMut(usize, &[f32]) -> ControlFlow<()> + Send);
+
+/// Runs the window of a number and calls the last argument for all its tokens.
+type Score<'a> = dyn FnMut(usize, &[u32], Each<'_>) -> Result<()> + 'a;
+
+/// Scores window by window.
+fn over_windows(
+    engine: &Engine,
+    tokens: &[u32],
+    windows: Windows,
+    progress: &mut dyn FnMut(&Perplexity) -> ControlFlow<()>,
+    score: &mut Score<'_>,
+) -> Result<Perplexity> {
+    let cut = windows.cut(tokens, engine.config().max_positions)?;
+    let mut done = Vec::with_capacity(cut.len());
+    for (number, window) in cut.into_iter().enumerate() {
         let mut nll = 0.0;
-        session.score_with(window, 0, probe, &mut |index, logits| {
+        score(number, window, &mut |index, logits| {
             if let Some(&next) = window.get(index + 1) {
                 nll += log_sum_exp(engine.cpu(), logits) - f64::from(logits[next as usize]);
             }
             ControlFlow::Continue(())
         })?;
         if !nll.is_finite() {
-            return Err(Error::BadLogits { window: index });
+            return Err(Error::BadLogits { window: number });
         }
         done.push(WindowNll { nll, tokens: window.len() - 1 });
         let so_far = Perplexity::of(done.clone());

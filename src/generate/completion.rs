@@ -6,7 +6,7 @@ use std::time::Instant;
 use shadowllm_weights::ModelConfig;
 
 use super::StopTokens;
-use super::{Sampler, SamplerOptions, Session};
+use super::{BatchStep, Sampler, SamplerOptions, Session};
 #[cfg(feature = "tokenizer")]
 use super::{StopStrings, TextStream};
 use crate::Result;
@@ -59,7 +59,7 @@ pub struct Timing {
     pub prompt_seconds: f64,
     /// Decode steps: passes of one token. One less than the tokens generated, for the first comes from the prompt.
     pub decode_steps: usize,
-    /// Time of all decode steps with sampling.
+    /// Time of all decode steps with sampling; those that several completions took together count whole in each.
     pub decode_seconds: f64,
     /// Bytes that all decode steps read, as declared by the model and the kernels.
     pub decode_bytes: u64,
@@ -245,12 +245,53 @@ impl<'s> Completion<'s> {
             return Ok(None);
         }
         let start = Instant::now();
-        if let Some(token) = self.pending.take() {
-            let position = self.session.tokens().len();
+        if let Some(token) = self.pending {
             self.session.step(token)?;
-            self.timing.decode_steps += 1;
-            self.count_step(position);
+            self.stepped();
         }
+        self.sample(start).map(Some)
+    }
+
+    /// Generates one token of each of several completions on one engine, decoded together as [`Engine::step_batch`](super::Engine::step_batch)
+    /// does: the same tokens as alone. `each(index, piece)` gets those of the completions that go on. Returns what the step read
+    /// (nothing at first, when all come from their prompts); `None` when all texts have ended.
+    ///
+    /// # Errors
+    /// As [`Completion::next_token`] and [`Engine::step_batch`](super::Engine::step_batch).
+    pub fn next_tokens(
+        completions: &mut [Completion<'_>],
+        each: &mut dyn FnMut(usize, Piece<'_>) -> Result<()>,
+    ) -> Result<Option<BatchStep>> {
+        let start = Instant::now();
+        let mut engine = None;
+        let (mut sessions, mut tokens) = (Vec::new(), Vec::new());
+        for completion in completions.iter_mut().filter(|completion| completion.reason.is_none()) {
+            engine.get_or_insert_with(|| completion.session.engine().clone());
+            if let Some(token) = completion.pending {
+                sessions.push(&mut *completion.session);
+                tokens.push(token);
+            }
+        }
+        let Some(engine) = engine else { return Ok(None) };
+        let step = engine.step_batch(&mut sessions, &tokens)?;
+        for (index, completion) in completions.iter_mut().enumerate().filter(|(_, c)| c.reason.is_none()) {
+            if completion.pending.is_some() {
+                completion.stepped();
+            }
+            each(index, completion.sample(start)?)?;
+        }
+        Ok(Some(step))
+    }
+
+    /// The pending token has been run.
+    fn stepped(&mut self) {
+        self.pending = None;
+        self.timing.decode_steps += 1;
+        self.count_step(self.session.tokens().len() - 1);
+    }
+
+    /// Chooses the next token, of a step that began at `start`.
+    fn sample(&mut self, start: Instant) -> Result<Piece<'_>> {
         let token = self.sampler.sample(self.session.logits(), self.session.tokens())?;
         if self.timing.decode_steps > 0 {
             self.timing.decode_seconds += start.elapsed().as_secs_f64();
@@ -267,7 +308,7 @@ impl<'s> Completion<'s> {
         } else if self.session.remaining() == 0 {
             self.reason = Some(StopReason::ContextFull);
         }
-        Ok(Some(Piece { token, text: &self.text }))
+        Ok(Piece { token, text: &self.text })
     }
 
     fn count_step(&mut self, position: usize) {

@@ -15,6 +15,7 @@
 //! | --- | --- |
 //! | `engine` | [`Engine`]: a loaded model with its threads, shared by any number of sessions |
 //! | `session` | [`Session`]: one sequence: its tokens, key/value cache and logits |
+//! | `batch` | [`BatchStep`]: several sequences decoded together |
 //! | `sparsity` | [`Sparsity`]: who chooses units for a session's tokens, and what was read |
 //! | `completion` | [`Completion`]: sample, stream, stop, and how fast it was |
 //! | `sampler_options`, `sampler` | [`SamplerOptions`], [`Sampler`]: the next token, by Hugging Face's rules and a fixed random stream |
@@ -28,6 +29,7 @@
 //!
 //! The last four rows need the feature `tokenizer`. Without it a session works on token ids.
 
+mod batch;
 mod completion;
 mod defaults;
 mod engine;
@@ -60,6 +62,7 @@ mod tokenizer_config;
 #[cfg(feature = "tokenizer")]
 mod vocab_merges;
 
+pub use batch::BatchStep;
 pub use completion::{Completion, CompletionOptions, Piece, StopReason, Timing};
 pub use defaults::GenerationDefaults;
 pub use engine::{Engine, EngineOptions};
@@ -83,7 +86,7 @@ pub use tokenizer::Tokenizer;
 pub use tokenizer_config::TokenizerConfig;
 
 /// A piece of user input for an error message: at most 120 characters of it.
-fn shorten(text: &str) -> String {
+pub(crate) fn shorten(text: &str) -> String {
     match text.char_indices().nth(120) {
         Some((end, _)) => format!("{}...", &text[..end]),
         None => text.to_owned(),

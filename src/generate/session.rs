@@ -1,8 +1,8 @@
 //! One sequence on a loaded engine: its tokens, its key/value cache, its logits.
 
 use std::ops::ControlFlow;
-use std::sync::Arc;
 
+use super::batch::step_together;
 use super::{Engine, Sparsity};
 use crate::model::{KvCache, NoProbe, Probe, Segment, Workspace};
 use crate::{Error, Result};
@@ -42,12 +42,12 @@ pub struct SessionOptions {
 /// ```
 #[derive(Debug)]
 pub struct Session {
-    engine: Engine,
-    tokens: Vec<u32>,
-    cache: KvCache,
-    workspace: Workspace,
-    logits: Vec<f32>,
-    sparsity: Option<Sparsity>,
+    pub(super) engine: Engine,
+    pub(super) tokens: Vec<u32>,
+    pub(super) cache: KvCache,
+    pub(super) workspace: Workspace,
+    pub(super) logits: Vec<f32>,
+    pub(super) sparsity: Option<Sparsity>,
 }
 
 impl Session {
@@ -230,7 +230,7 @@ impl Session {
         done: &mut (dyn FnMut(usize) -> ControlFlow<()> + Send),
     ) -> Result<()> {
         for (finished, &token) in (1..).zip(tokens) {
-            self.advance(token, finished == tokens.len())?;
+            step_together(&mut [self], &[token], finished == tokens.len())?;
             if done(finished).is_break() {
                 return Err(Error::Interrupted);
             }
@@ -244,38 +244,8 @@ impl Session {
     /// [`Error::TokenOutOfRange`], [`Error::ContextFull`]; the session is unchanged then.
     pub fn step(&mut self, token: u32) -> Result<&[f32]> {
         self.check(&[token])?;
-        self.advance(token, true)?;
+        step_together(&mut [self], &[token], true)?;
         Ok(&self.logits)
-    }
-
-    /// Runs one token, and the LM head if its logits are wanted.
-    fn advance(&mut self, token: u32, with_logits: bool) -> Result<()> {
-        let (model, cpu) = (self.engine.model(), self.engine.cpu());
-        let (cache, workspace, logits) = (&mut self.cache, &mut self.workspace, &mut self.logits);
-        if let Some(sparsity) = &mut self.sparsity {
-            let (packed, options) = (Arc::clone(&sparsity.packed), sparsity.options);
-            let course = sparsity.begin(cpu, cache.len())?;
-            let count = cpu.install(|| {
-                let count = model.decode_sparse(cpu, &packed, options, token, cache, workspace, course)?;
-                if with_logits {
-                    model.logits(cpu, workspace, 0..1, logits);
-                }
-                Ok::<_, Error>(count)
-            })?;
-            sparsity.end(count);
-            self.tokens.push(token);
-            return Ok(());
-        }
-        // One entry into the thread pool for the whole token.
-        cpu.install(|| {
-            model.forward(cpu, &mut [Segment { tokens: &[token], cache }], workspace, &mut NoProbe)?;
-            if with_logits {
-                model.logits(cpu, workspace, 0..1, logits);
-            }
-            Ok::<_, Error>(())
-        })?;
-        self.tokens.push(token);
-        Ok(())
     }
 
     /// Appends tokens and hands over the logits after each of them from index `from` on, in order: `each(index, logits)`

@@ -185,6 +185,32 @@ impl Cpu {
         }
     }
 
+    /// Calls `f(row, its part of a, its part of b)` for each of `rows` rows, on several threads if the work is worth it. One row
+    /// takes as long as reading `bytes_per_row` bytes.
+    ///
+    /// # Panics
+    /// If `a` or `b` is no whole number of values per row.
+    pub(crate) fn each_row(
+        &self,
+        rows: usize,
+        [a, b]: [&mut [f32]; 2],
+        bytes_per_row: usize,
+        f: &(impl Fn(usize, &mut [f32], &mut [f32]) + Sync),
+    ) {
+        let widths = [a.len(), b.len()].map(|len| len.checked_div(rows).unwrap_or(0));
+        assert!([a.len(), b.len()] == widths.map(|w| w * rows), "whole rows expected");
+        let (a, b) = (SharedOut::new(a), SharedOut::new(b));
+        self.split(rows, 1, bytes_per_row, &|range| {
+            for row in range {
+                // SAFETY: rows do not overlap, and each is visited once.
+                let [a, b] = unsafe {
+                    [(a, widths[0]), (b, widths[1])].map(|(out, width)| out.slice(row * width..(row + 1) * width))
+                };
+                f(row, a, b);
+            }
+        });
+    }
+
     /// Whether the processor multiplies pairs of `bf16`.
     pub(crate) fn has_bf16(&self) -> bool {
         self.shared.isa.has_bf16()

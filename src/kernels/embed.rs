@@ -24,11 +24,10 @@ pub fn embed_row(cpu: &Cpu, table: &Matrix, row: usize, out: &mut [f32]) {
         }
     }
     assert!(row < table.rows(), "row {row} of a table of {} rows", table.rows());
-    let range = row * table.cols()..(row + 1) * table.cols();
-    match table.view() {
-        MatrixView::F32(w) => cpu.run(Widen { row: &w[range], out }),
-        MatrixView::F16(w) => cpu.run(Widen { row: &w[range], out }),
-        MatrixView::BF16(w) => cpu.run(Widen { row: &w[range], out }),
+    match table.elements() {
+        MatrixView::F32(w) => cpu.run(Widen { row: table.rows_of(w).row(row), out }),
+        MatrixView::F16(w) => cpu.run(Widen { row: table.rows_of(w).row(row), out }),
+        MatrixView::BF16(w) => cpu.run(Widen { row: table.rows_of(w).row(row), out }),
     }
 }
 

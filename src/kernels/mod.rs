@@ -43,6 +43,7 @@
 //! * Steady state allocates nothing: scratch memory belongs to the [`Cpu`] and is reused.
 
 mod activation;
+mod adamw;
 mod attention;
 mod bandwidth;
 mod cpu;
@@ -63,22 +64,26 @@ mod softmax;
 pub(crate) mod testing;
 
 pub use activation::{activate, gated};
+pub use adamw::AdamW;
 pub use attention::{
     AttentionPass, AttentionShape, attention, attention_backward, attention_bytes, attention_gather,
     attention_gather_bytes, attention_recorded,
 };
 pub use bandwidth::{peak_flops, read_bandwidth, read_passes};
+pub(crate) use cpu::SharedOut;
 pub use cpu::{Compute, Cpu, CpuOptions};
 pub use elementwise::add_assign;
 pub use embed::embed_row;
 pub use error::KernelError;
 pub use gather::{
-    FfnGather, GatherCount, ffn_gather, heads_bytes, heads_output, heads_project, kv_project, kv_project_bytes,
+    FfnGather, GatherCount, MOST_SEQUENCES, ffn_gather, ffn_gather_batch, heads_bytes, heads_output,
+    heads_output_batch, heads_project, heads_project_batch, kv_project, kv_project_bytes,
 };
 pub use gradient::{activate_backward, cross_entropy_backward, gated_backward, layer_norm_backward, rms_norm_backward};
 pub use isa::IsaName;
 pub(crate) use isa::Kernel;
-pub use linear::{linear, linear_bytes, linear_transposed};
+pub(crate) use linear::linear_f32;
+pub use linear::{bias_gradient, input_gradient, linear, linear_bytes, linear_transposed, weight_gradient};
 pub use norm::{layer_norm, rms_norm};
 pub use reduce::{argmax, log_sum_exp};
 pub use rope::{RopeTable, rope, rope_backward};

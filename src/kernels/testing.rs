@@ -1,5 +1,7 @@
 //! What the kernels' tests share: contexts for every instruction set, random values, and comparison with a stated bound.
 
+use std::ops::Range;
+
 use proptest::test_runner::{TestCaseError, TestCaseResult};
 use shadowllm_weights::{DType, TensorData};
 
@@ -50,6 +52,22 @@ pub(crate) fn values(seed: u64, n: usize) -> Vec<f32> {
 pub(crate) fn matrix(seed: u64, rows: usize, cols: usize, dtype: DType) -> Matrix {
     let data = TensorData::from_f32_as(&[rows, cols], dtype, &values(seed, rows * cols)).unwrap();
     Matrix::new(data).unwrap()
+}
+
+/// A random matrix that consists of lines `lines` of `count` records of `height` lines, and the same matrix on its own.
+pub(crate) fn matrices_in_records(
+    seed: u64,
+    count: usize,
+    height: usize,
+    lines: Range<usize>,
+    cols: usize,
+    dtype: DType,
+) -> [Matrix; 2] {
+    let all = values(seed, count * height * cols);
+    let records = TensorData::from_f32_as(&[count, height, cols], dtype, &all).unwrap();
+    let own = all.chunks_exact(height * cols).flat_map(|record| &record[lines.start * cols..lines.end * cols]);
+    let own = TensorData::from_f32_as(&[count * lines.len(), cols], dtype, &own.copied().collect::<Vec<_>>()).unwrap();
+    [Matrix::in_records(records, lines).unwrap(), Matrix::new(own).unwrap()]
 }
 
 /// Whether `found` is within `bound` of `expected`, element by element.

@@ -87,7 +87,7 @@ impl Model {
 
     /// Bytes of the layers' norms and biases, which every token reads whatever it keeps.
     pub fn vector_bytes(&self) -> u64 {
-        let bias = |l: &super::Linear| l.bytes() - l.weight.bytes() as u64;
+        let bias = |l: &super::Linear| l.bytes() - l.weight.bytes();
         let layers = self.layers.iter().map(|layer| {
             let a = &layer.attention;
             let ffn = match &layer.ffn {
@@ -104,7 +104,7 @@ impl Model {
     pub fn parameters(&self) -> u64 {
         let matrix = |m: &crate::tensor::Matrix| (m.rows() * m.cols()) as u64;
         let vector = |v: &Option<Vec<f32>>| v.as_ref().map_or(0, |v| v.len() as u64);
-        let linear = |l: &super::Linear| matrix(&l.weight) + vector(&l.bias);
+        let linear = |l: &super::Linear| matrix(l.weight.stored()) + vector(&l.bias);
         let layers = self.layers.iter().map(|layer| {
             let a = &layer.attention;
             let ffn = match &layer.ffn {

@@ -8,6 +8,7 @@ use super::workspace::{Workspace, sized};
 use super::{Attention, Ffn, KvCache, Model, Norm, Probe, Rows};
 use crate::Error;
 use crate::kernels::{Cpu, activate, add_assign, attention, embed_row, gated, linear, rope};
+use crate::tensor::Buffer;
 
 /// Consecutive tokens of one sequence and the cache that they extend.
 #[derive(Debug)]
@@ -43,7 +44,8 @@ impl Model {
             segment.cache.grow_for(segment.tokens.len());
         }
         let count = segments.iter().map(|s| s.tokens.len()).sum();
-        self.embed(cpu, segments, count, workspace);
+        let tokens = segments.iter().flat_map(|s| s.tokens.iter().copied().zip(s.cache.len()..));
+        self.embed(cpu, tokens, count, workspace);
         let d = self.config.hidden;
         for index in 0..self.layers.len() {
             let rows = Rows { layer: index, count };
@@ -97,11 +99,30 @@ impl Model {
     /// # Panics
     /// If `rows` were not part of that pass or `out` has another length.
     pub fn logits(&self, cpu: &Cpu, workspace: &mut Workspace, rows: Range<usize>, out: &mut [f32]) {
-        let (d, e) = (self.config.hidden, self.config.embed_dim);
-        let hidden = &workspace.residual[rows.start * d..rows.end * d];
+        let d = self.config.hidden;
+        self.head(cpu, &workspace.residual[rows.start * d..rows.end * d], &mut workspace.narrow, out);
+    }
+
+    /// As [`Model::logits`], for rows that need not be neighbours: the LM head is read once for all of them.
+    ///
+    /// # Panics
+    /// As there.
+    pub fn logits_of(&self, cpu: &Cpu, workspace: &mut Workspace, rows: &[usize], out: &mut [f32]) {
+        let d = self.config.hidden;
+        // Free after the pass.
+        let hidden = sized(&mut workspace.block, rows.len() * d);
+        for (into, &row) in hidden.chunks_exact_mut(d).zip(rows) {
+            into.copy_from_slice(&workspace.residual[row * d..][..d]);
+        }
+        self.head(cpu, hidden, &mut workspace.narrow, out);
+    }
+
+    /// LM head: logits (`[T, V]`) of `hidden` (`[T, d]`).
+    fn head(&self, cpu: &Cpu, hidden: &[f32], narrow: &mut Buffer, out: &mut [f32]) {
         match &self.project_out {
             Some(project) => {
-                let narrow = sized(&mut workspace.narrow, rows.len() * e);
+                let rows = hidden.len() / self.config.hidden;
+                let narrow = sized(narrow, rows * self.config.embed_dim);
                 project.apply(cpu, hidden, narrow);
                 linear(cpu, &self.head, None, narrow, out);
             }
@@ -109,32 +130,34 @@ impl Model {
         }
     }
 
-    /// Embedding rows plus learned positions into the residual stream.
-    pub(super) fn embed(&self, cpu: &Cpu, segments: &[Segment<'_>], count: usize, ws: &mut Workspace) {
+    /// Embedding rows plus learned positions of `count` tokens, each with its position, into the residual stream.
+    pub(super) fn embed(
+        &self,
+        cpu: &Cpu,
+        tokens: impl Iterator<Item = (u32, usize)> + Clone,
+        count: usize,
+        ws: &mut Workspace,
+    ) {
         let (d, e) = (self.config.hidden, self.config.embed_dim);
-        let tokens = segments.iter().flat_map(|s| s.tokens);
         match &self.project_in {
             Some(project) => {
                 let narrow = sized(&mut ws.narrow, count * e);
-                for (row, &id) in narrow.chunks_exact_mut(e).zip(tokens) {
+                for (row, (id, _)) in narrow.chunks_exact_mut(e).zip(tokens.clone()) {
                     embed_row(cpu, &self.embedding, id as usize, row);
                 }
                 project.apply(cpu, narrow, sized(&mut ws.residual, count * d));
             }
             None => {
-                for (row, &id) in sized(&mut ws.residual, count * d).chunks_exact_mut(d).zip(tokens) {
+                for (row, (id, _)) in sized(&mut ws.residual, count * d).chunks_exact_mut(d).zip(tokens.clone()) {
                     embed_row(cpu, &self.embedding, id as usize, row);
                 }
             }
         }
         if let (Some(table), Positions::Learned { offset }) = (&self.positions, self.config.positions) {
-            let position = sized(&mut ws.normed, d);
-            let mut rows = ws.residual[..count * d].chunks_exact_mut(d);
-            for segment in segments {
-                for (at, row) in (segment.cache.len()..).zip(rows.by_ref().take(segment.tokens.len())) {
-                    embed_row(cpu, table, at + offset, position);
-                    add_assign(cpu, row, position);
-                }
+            let learned = sized(&mut ws.normed, d);
+            for (row, (_, position)) in ws.residual[..count * d].chunks_exact_mut(d).zip(tokens) {
+                embed_row(cpu, table, position + offset, learned);
+                add_assign(cpu, row, learned);
             }
         }
     }

@@ -1,21 +1,69 @@
 //! Weights of a model, with the shape of every tensor.
 //!
-//! Matrices stay in the checkpoint's memory and type. Vectors (norm weights, biases) are a few thousandths of the bytes
+//! Matrices stay in the checkpoint's memory and type, in the arrangement that they have there: a packed checkpoint holds them as
+//! records of units, in which output matrices are transposed. Vectors (norm weights, biases) are a few thousandths of the bytes
 //! and are widened to `f32` once, when the model is loaded.
 
 use shadowllm_weights::{Activation, ModelConfig};
 
 use crate::kernels::{
-    AttentionShape, Cpu, RopeTable, layer_norm, layer_norm_backward, linear, linear_transposed, rms_norm,
+    AttentionShape, Cpu, RopeTable, embed_row, layer_norm, layer_norm_backward, linear, linear_transposed, rms_norm,
     rms_norm_backward,
 };
 use crate::tensor::Matrix;
 
+/// A matrix `W`, as it is stored.
+#[derive(Clone, Debug)]
+pub enum Weight {
+    /// `[out, in]`: a row holds the weights of one output.
+    ByOutput(Matrix),
+    /// `[in, out]`: a row holds the weights of one input, such as a head's or a neuron's share of a block's output.
+    ByInput(Matrix),
+}
+
+impl Weight {
+    /// The matrix in its memory, whichever way.
+    pub fn stored(&self) -> &Matrix {
+        match self {
+            Weight::ByOutput(matrix) | Weight::ByInput(matrix) => matrix,
+        }
+    }
+
+    /// Size in bytes.
+    pub fn bytes(&self) -> u64 {
+        self.stored().bytes() as u64
+    }
+
+    /// For every input the sum of the squares of its weights, `[in]`.
+    pub fn input_squares(&self, cpu: &Cpu) -> Vec<f64> {
+        let square = |w: &f32| f64::from(*w) * f64::from(*w);
+        let matrix = self.stored();
+        let mut row = vec![0.0; matrix.cols()];
+        match self {
+            Weight::ByOutput(_) => {
+                let mut sums = vec![0.0; matrix.cols()];
+                for i in 0..matrix.rows() {
+                    embed_row(cpu, matrix, i, &mut row);
+                    sums.iter_mut().zip(&row).for_each(|(sum, w)| *sum += square(w));
+                }
+                sums
+            }
+            Weight::ByInput(_) => {
+                let sum = |i| {
+                    embed_row(cpu, matrix, i, &mut row);
+                    row.iter().map(square).sum()
+                };
+                (0..matrix.rows()).map(sum).collect()
+            }
+        }
+    }
+}
+
 /// `y = W x + b`.
 #[derive(Clone, Debug)]
 pub struct Linear {
-    /// `[out, in]`.
-    pub weight: Matrix,
+    /// `W`.
+    pub weight: Weight,
     /// `[out]`.
     pub bias: Option<Vec<f32>>,
 }
@@ -23,17 +71,23 @@ pub struct Linear {
 impl Linear {
     /// Applies it to the rows of `x` (`[T, in]`) into `out` (`[T, out]`).
     pub fn apply(&self, cpu: &Cpu, x: &[f32], out: &mut [f32]) {
-        linear(cpu, &self.weight, self.bias.as_deref(), x, out);
+        match &self.weight {
+            Weight::ByOutput(w) => linear(cpu, w, self.bias.as_deref(), x, out),
+            Weight::ByInput(w) => linear_transposed(cpu, w, self.bias.as_deref(), x, out),
+        }
     }
 
     /// From the gradient `dy` of its output (`[T, out]`) to that of its input, `dx` (`[T, in]`).
     pub fn apply_transposed(&self, cpu: &Cpu, dy: &[f32], dx: &mut [f32]) {
-        linear_transposed(cpu, &self.weight, None, dy, dx);
+        match &self.weight {
+            Weight::ByOutput(w) => linear_transposed(cpu, w, None, dy, dx),
+            Weight::ByInput(w) => linear(cpu, w, None, dy, dx),
+        }
     }
 
     /// Bytes of weight and bias.
     pub fn bytes(&self) -> u64 {
-        self.weight.bytes() as u64 + self.bias.as_ref().map_or(0, |b| 4 * b.len() as u64)
+        self.weight.bytes() + self.bias.as_ref().map_or(0, |b| 4 * b.len() as u64)
     }
 }
 
@@ -93,13 +147,13 @@ impl Norm {
 /// Attention weights of one layer.
 #[derive(Clone, Debug)]
 pub struct Attention {
-    /// `[H*d_h, d]`.
+    /// From `d` to `H*d_h`.
     pub q: Linear,
-    /// `[H_kv*d_h, d]`.
+    /// From `d` to `H_kv*d_h`.
     pub k: Linear,
-    /// `[H_kv*d_h, d]`.
+    /// From `d` to `H_kv*d_h`.
     pub v: Linear,
-    /// `[d, H*d_h]`.
+    /// From `H*d_h` to `d`.
     pub out: Linear,
     /// How many of the last positions a token sees; `None`: all.
     pub window: Option<usize>,
@@ -110,20 +164,35 @@ pub struct Attention {
 pub enum Ffn {
     /// `fc2(act(fc1 x))`; the inner `Z` is `act(fc1 x)`.
     Plain {
-        /// `[F, d]`.
+        /// From `d` to `F`.
         fc1: Linear,
-        /// `[d, F]`.
+        /// From `F` to `d`.
         fc2: Linear,
     },
     /// `down(act(gate x) * up x)`; the inner `Z` is `act(gate x) * up x`.
     Gated {
-        /// `[F, d]`.
+        /// From `d` to `F`.
         gate: Linear,
-        /// `[F, d]`.
+        /// From `d` to `F`.
         up: Linear,
-        /// `[d, F]`.
+        /// From `F` to `d`.
         down: Linear,
     },
+}
+
+impl Ffn {
+    /// The second matrix, `[d, F]`: what a neuron adds to the residual stream is its inner times its column.
+    pub fn second(&self) -> &Linear {
+        match self {
+            Ffn::Plain { fc2, .. } => fc2,
+            Ffn::Gated { down, .. } => down,
+        }
+    }
+
+    /// Squared norm of every column of the second matrix, `[F]`.
+    pub fn output_squares(&self, cpu: &Cpu) -> Vec<f64> {
+        self.second().weight.input_squares(cpu)
+    }
 }
 
 /// One decoder layer.
@@ -148,13 +217,13 @@ pub struct Model {
     pub embedding: Matrix,
     /// Learned positions, `[max_positions + offset, d]`.
     pub positions: Option<Matrix>,
-    /// `[d, embed_dim]`, where the embedding is narrower than the model.
+    /// From `embed_dim` to `d`, where the embedding is narrower than the model.
     pub project_in: Option<Linear>,
     /// `L` layers.
     pub layers: Vec<Layer>,
     /// Norm after the last layer.
     pub final_norm: Option<Norm>,
-    /// `[embed_dim, d]`, where the LM head is narrower than the model.
+    /// From `d` to `embed_dim`, where the LM head is narrower than the model.
     pub project_out: Option<Linear>,
     /// LM head, `[V, embed_dim]`; shares the embedding's memory if tied.
     pub head: Matrix,

@@ -15,7 +15,7 @@ use shadowllm_weights::{DType, HeaderTensor, Storage, TensorData, parse_safetens
 use crate::{Error, Result};
 
 /// A safetensors file in memory, its header checked.
-pub(super) struct File {
+pub(crate) struct File {
     storage: Arc<Storage>,
     tensors: BTreeMap<String, HeaderTensor>,
     metadata: BTreeMap<String, String>,
@@ -33,13 +33,22 @@ impl File {
     ///
     /// # Errors
     /// [`Error::Io`]; [`Error::Weights`] if it is no safetensors file.
-    pub(super) fn read(path: &Path) -> Result<File> {
+    pub(crate) fn read(path: &Path) -> Result<File> {
         let storage = read(path).map_err(|source| Error::Io { action: "read", path: path.to_owned(), source })?;
         File::new(storage).map_err(|e| e.in_file(path))
     }
 
+    /// Maps and checks a file that is too large to be read whole. Its values are read when they are asked for.
+    ///
+    /// # Errors
+    /// As [`File::read`].
+    pub(crate) fn map(path: &Path) -> Result<File> {
+        let storage = Storage::map(path)?;
+        File::new(storage).map_err(|e| e.in_file(path))
+    }
+
     /// As [`File::read`], for the content of a file.
-    pub(super) fn from_bytes(bytes: &[u8]) -> Result<File> {
+    pub(crate) fn from_bytes(bytes: &[u8]) -> Result<File> {
         File::new(Storage::owned(bytes))
     }
 
@@ -56,7 +65,7 @@ impl File {
     }
 
     /// An entry of the metadata, if it is there.
-    pub(super) fn metadata(&self, key: &str) -> Option<&str> {
+    pub(crate) fn metadata(&self, key: &str) -> Option<&str> {
         self.metadata.get(key).map(String::as_str)
     }
 
@@ -64,7 +73,7 @@ impl File {
     ///
     /// # Errors
     /// [`Error::FileMetadata`] if there is none.
-    pub(super) fn expect_metadata(&self, key: &str) -> Result<&str> {
+    pub(crate) fn expect_metadata(&self, key: &str) -> Result<&str> {
         self.metadata(key).ok_or_else(|| Error::FileMetadata {
             key: key.to_owned(),
             reason: "it is not there; this is another kind of file, or it was written without metadata".to_owned(),
@@ -72,17 +81,17 @@ impl File {
     }
 
     /// Whether there is a tensor `name`.
-    pub(super) fn has(&self, name: &str) -> bool {
+    pub(crate) fn has(&self, name: &str) -> bool {
         self.tensors.contains_key(name)
     }
 
     /// Names of all tensors, sorted.
-    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)
     }
 
     /// All names in one line, for messages.
-    pub(super) fn listing(&self) -> String {
+    pub(crate) fn listing(&self) -> String {
         match self.tensors.len() {
             0 => "no tensors".to_owned(),
             1..=12 => self.names().collect::<Vec<_>>().join(", "),
@@ -91,13 +100,13 @@ impl File {
     }
 
     /// Sizes of the tensor `name`, if it is there.
-    pub(super) fn shape(&self, name: &str) -> Option<&[usize]> {
+    pub(crate) fn shape(&self, name: &str) -> Option<&[usize]> {
         self.tensors.get(name).map(|entry| &entry.shape[..])
     }
 
     /// Bytes of the tensor `name`.
     #[cfg(test)]
-    pub(super) fn bytes_of(&self, name: &str) -> u64 {
+    pub(crate) fn bytes_of(&self, name: &str) -> u64 {
         self.tensors.get(name).map_or(0, |entry| entry.range.len() as u64)
     }
 
@@ -105,7 +114,7 @@ impl File {
     ///
     /// # Errors
     /// [`Error::FileTensorMissing`], [`Error::FileTensorShape`].
-    pub(super) fn entry(&self, name: &str, shape: &[usize]) -> Result<&HeaderTensor> {
+    pub(crate) fn entry(&self, name: &str, shape: &[usize]) -> Result<&HeaderTensor> {
         let entry = self
             .tensors
             .get(name)
@@ -124,7 +133,7 @@ impl File {
     ///
     /// # Errors
     /// Also [`Error::FileTensorType`], and [`Error::Weights`] if it is not aligned.
-    pub(super) fn tensor(&self, name: &str, shape: &[usize]) -> Result<TensorData> {
+    pub(crate) fn tensor(&self, name: &str, shape: &[usize]) -> Result<TensorData> {
         let entry = self.entry(name, shape)?;
         let dtype = match entry.dtype {
             Dtype::F32 => DType::F32,
@@ -139,7 +148,7 @@ impl File {
     ///
     /// # Errors
     /// As [`File::tensor`].
-    pub(super) fn f32(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+    pub(crate) fn f32(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
         let entry = self.entry(name, shape)?;
         if entry.dtype != Dtype::F32 {
             return Err(wrong_type(entry, "F32"));
@@ -147,11 +156,29 @@ impl File {
         Ok(self.tensor(name, shape)?.to_f32())
     }
 
+    /// The bytes of a tensor of exactly this shape and type.
+    ///
+    /// # Errors
+    /// As [`File::entry`], and [`Error::FileTensorType`].
+    pub(crate) fn bytes(&self, name: &str, shape: &[usize], dtype: Dtype) -> Result<&[u8]> {
+        let entry = self.entry(name, shape)?;
+        if entry.dtype != dtype {
+            let expected = match dtype {
+                Dtype::U8 => "U8",
+                Dtype::U32 => "U32",
+                Dtype::F16 => "F16",
+                _ => "F32",
+            };
+            return Err(wrong_type(entry, expected));
+        }
+        Ok(&self.storage.bytes()[entry.range.clone()])
+    }
+
     /// The bytes of an I8 tensor: its place in the file's memory.
     ///
     /// # Errors
     /// As [`File::tensor`].
-    pub(super) fn i8(&self, name: &str, shape: &[usize]) -> Result<(Arc<Storage>, std::ops::Range<usize>)> {
+    pub(crate) fn i8(&self, name: &str, shape: &[usize]) -> Result<(Arc<Storage>, std::ops::Range<usize>)> {
         let entry = self.entry(name, shape)?;
         if entry.dtype != Dtype::I8 {
             return Err(wrong_type(entry, "I8"));

@@ -7,7 +7,7 @@ use std::fmt;
 
 use shadowllm_weights::ModelConfig;
 
-use crate::model::{Ffn, Model};
+use crate::model::{Ffn, Model, Weight};
 use crate::tensor::{Matrix, MatrixView};
 
 /// A fingerprint of a model: its configuration, and a sample of its weights in the number format of its file.
@@ -18,7 +18,7 @@ pub struct ModelIdentity(String);
 impl ModelIdentity {
     /// The fingerprint of a loaded model. Touches two rows of weights per layer and one of the embedding.
     pub fn of(model: &Model) -> Self {
-        let first = |m: &Matrix| m.rows_range(0..m.rows().min(1)).ok();
+        let first = |w: &Weight| w.stored().rows_range(0..w.stored().rows().min(1)).ok();
         let rows = model.layers.iter().flat_map(|layer| {
             let ffn = match &layer.ffn {
                 Ffn::Plain { fc1, .. } => &fc1.weight,

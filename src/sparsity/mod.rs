@@ -20,9 +20,10 @@
 //! A new policy is one file in `policies/` that implements [`Policy`].
 
 mod budget;
-mod file;
+pub(crate) mod file;
 mod gate;
 mod identity;
+mod masks;
 mod plan;
 mod policies;
 mod policy;
@@ -33,14 +34,15 @@ mod select;
 mod tally;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
-mod testing;
+pub(crate) mod testing;
 
 pub use budget::{Budget, Scope, Units};
 pub use gate::{GateCalibration, GateMask, GateSkip, GateStatistic, GateThresholds, calibrate_gate};
 pub use identity::ModelIdentity;
+pub use masks::{KeptCount, MaskRow, MaskRows, PlanMasks};
 pub use plan::{Kept, LayerPlan, Plan};
 pub use policies::{DejaVu, Dense, Fixed, Oracle, Random, ScoreSource, Shadow};
-pub use policy::{Policy, PolicyInput, Refresh, Station};
+pub use policy::{Policy, PolicyInput, Refresh, RowsInput, Station};
 pub use predictor::{Predictor, PredictorInfo};
 pub use scores::Scores;
 pub use scores_file::ScoresFile;

@@ -7,7 +7,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::Plan;
+use super::{MaskRows, Plan};
 use crate::kernels::Cpu;
 use crate::{Error, Result};
 
@@ -20,6 +20,16 @@ pub enum Station {
     Start,
     /// After this layer, whenever [`Refresh`] says so.
     AfterLayer(usize),
+}
+
+impl Station {
+    /// The first layer that a decision here may be about.
+    pub fn next_layer(self) -> usize {
+        match self {
+            Station::Once | Station::Start => 0,
+            Station::AfterLayer(layer) => layer + 1,
+        }
+    }
 }
 
 /// What a policy may look at.
@@ -38,6 +48,43 @@ pub struct PolicyInput<'a> {
     pub cpu: &'a Cpu,
 }
 
+/// What a policy may look at when it decides for consecutive tokens of a sequence at once.
+#[derive(Clone, Copy, Debug)]
+pub struct RowsInput<'a> {
+    /// Where on the path of each token this is; not [`Station::Once`].
+    pub station: Station,
+    /// Position of the first token in its sequence, from 0.
+    pub position: usize,
+    /// Number of tokens.
+    pub rows: usize,
+    /// `[rows, d]`, as in [`PolicyInput`].
+    pub residual: &'a [f32],
+    /// `[rows, H, d_h]`, as in [`PolicyInput`].
+    pub contexts: &'a [f32],
+    /// What it may compute with.
+    pub cpu: &'a Cpu,
+}
+
+impl<'a> RowsInput<'a> {
+    /// One token of it.
+    ///
+    /// # Panics
+    /// If there is no such row.
+    pub fn row(&self, row: usize) -> PolicyInput<'a> {
+        let part = |values: &'a [f32]| {
+            let width = values.len() / self.rows;
+            &values[row * width..][..width]
+        };
+        PolicyInput {
+            station: self.station,
+            position: self.position + row,
+            residual: part(self.residual),
+            contexts: part(self.contexts),
+            cpu: self.cpu,
+        }
+    }
+}
+
 /// Chooses the units of each layer.
 ///
 /// One policy serves one sequence: it may keep state from decision to decision. The plan it is given is dense at the first
@@ -54,6 +101,28 @@ pub trait Policy: Send {
     /// # Errors
     /// Whatever keeps it from deciding. The plan is then as before.
     fn decide(&mut self, input: PolicyInput<'_>, plan: &mut Plan) -> Result<()>;
+
+    /// Decides for many tokens of a sequence at once, as [`Policy::decide`] would for one after the other: what evaluation does,
+    /// where a text is known and runs layer by layer. Each row of `masks` is the plan of its token as far as it was decided.
+    ///
+    /// # Errors
+    /// As [`Policy::decide`], and those of [`Plan::validate_layer`].
+    fn decide_rows(&mut self, input: RowsInput<'_>, masks: &mut MaskRows<'_>) -> Result<()> {
+        let units = masks.units();
+        let mut plan = Plan::default();
+        for (at, mut row) in masks.rows().enumerate() {
+            row.read(&mut plan);
+            self.decide(input.row(at), &mut plan)?;
+            for layer in input.station.next_layer()..units.layers {
+                plan.validate_layer(layer, units)?;
+                row.set(layer, &plan.layers[layer]);
+            }
+        }
+        Ok(())
+    }
+
+    /// The same policy, with all that it remembers, for another sequence that begins with the tokens seen so far.
+    fn fork(&self) -> Box<dyn Policy>;
 
     /// Bytes of weights that the decisions of one token read, all stations together.
     fn bytes_per_decision(&self) -> u64;

@@ -56,7 +56,7 @@ pub(crate) fn info() -> PredictorInfo {
         normalization: Normalization::None,
         activation: HiddenActivation::Relu,
         criterion: "saliency".to_owned(),
-        training: Training { data: "none".to_owned(), tokens: 0, seed: 1 },
+        training: Training { data: "none".to_owned(), tokens: 0, seed: 1, run: None },
         validated: vec![Validation {
             budget: Budget { heads: 0.5, neurons: 0.7, scope: Scope::Global },
             data: "a text".to_owned(),

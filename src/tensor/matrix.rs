@@ -1,9 +1,11 @@
-//! Row-major weight matrices over shared checkpoint bytes.
+//! Row-major weight matrices over shared checkpoint bytes, whole or spread over records.
 
 use std::ops::Range;
 
 use half::{bf16, f16};
 use shadowllm_weights::{DType, TensorData};
+
+use super::{RowLayout, RowsOf};
 
 /// Why bytes cannot be used as a weight matrix.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -12,6 +14,12 @@ pub enum TensorError {
     /// A tensor that is not two-dimensional was given where a matrix is needed.
     #[error("expected a matrix (2 dimensions), but the tensor has shape {shape:?}")]
     NotAMatrix {
+        /// The shape as found.
+        shape: Vec<usize>,
+    },
+    /// A tensor that is not three-dimensional was given where records are needed.
+    #[error("expected records (3 dimensions), but the tensor has shape {shape:?}")]
+    NotRecords {
         /// The shape as found.
         shape: Vec<usize>,
     },
@@ -27,22 +35,25 @@ pub enum TensorError {
     },
 }
 
-/// A weight matrix `[rows, cols]`, row-major: row `n` holds the weights of output `n`. Cloning shares the bytes.
+/// A weight matrix `[rows, cols]`, row-major. Cloning shares the bytes.
+///
+/// Its rows lie one behind the other, or in records between the rows of other matrices ([`RowLayout`]). Each row is contiguous.
 #[derive(Clone, Debug)]
 pub struct Matrix {
     data: TensorData,
     rows: usize,
     cols: usize,
+    layout: RowLayout,
 }
 
-/// The elements of a [`Matrix`], typed. Always exactly `rows * cols` long.
+/// Elements of a [`Matrix`], typed.
 #[derive(Clone, Copy, Debug)]
 pub enum MatrixView<'a> {
-    /// `[rows, cols]` of `f32`.
+    /// `f32`.
     F32(&'a [f32]),
-    /// `[rows, cols]` of `f16`.
+    /// `f16`.
     F16(&'a [f16]),
-    /// `[rows, cols]` of `bf16`.
+    /// `bf16`.
     BF16(&'a [bf16]),
 }
 
@@ -53,17 +64,34 @@ impl Matrix {
     /// [`TensorError::NotAMatrix`] for any other number of dimensions.
     pub fn new(data: TensorData) -> Result<Self, TensorError> {
         match *data.shape() {
-            [rows, cols] => Ok(Matrix { data, rows, cols }),
+            [rows, cols] => Ok(Matrix { data, rows, cols, layout: RowLayout::contiguous(cols) }),
             _ => Err(TensorError::NotAMatrix { shape: data.shape().to_vec() }),
         }
     }
 
-    /// Number of rows: outputs of the linear layer.
+    /// The matrix that consists of rows `range` of every record of `records`, `[count, rows of a record, cols]`.
+    ///
+    /// # Errors
+    /// [`TensorError::NotRecords`] for another number of dimensions, [`TensorError::RowRange`] for rows that a record does not
+    /// have.
+    pub fn in_records(records: TensorData, range: Range<usize>) -> Result<Self, TensorError> {
+        let &[count, height, cols] = records.shape() else {
+            return Err(TensorError::NotRecords { shape: records.shape().to_vec() });
+        };
+        check_range(&range, height)?;
+        let layout = match range.len() {
+            0 => RowLayout::contiguous(cols),
+            group => RowLayout::in_records(cols, range.start * cols, group, height * cols),
+        };
+        Ok(Matrix { data: records, rows: count * range.len(), cols, layout })
+    }
+
+    /// Number of rows.
     pub fn rows(&self) -> usize {
         self.rows
     }
 
-    /// Number of columns: inputs of the linear layer.
+    /// Number of columns.
     pub fn cols(&self) -> usize {
         self.cols
     }
@@ -73,13 +101,23 @@ impl Matrix {
         self.data.dtype()
     }
 
-    /// Size in bytes.
+    /// Size in bytes, without what lies between the rows.
     pub fn bytes(&self) -> usize {
-        self.data.bytes().len()
+        self.rows * self.cols * self.dtype().size()
     }
 
-    /// The elements as a typed slice.
-    pub fn view(&self) -> MatrixView<'_> {
+    /// Where the rows are in [`Matrix::elements`].
+    pub fn layout(&self) -> RowLayout {
+        self.layout
+    }
+
+    /// The rows, given [`Matrix::elements`] in their type.
+    pub(crate) fn rows_of<'a, T>(&self, elements: &'a [T]) -> RowsOf<'a, T> {
+        RowsOf { elements, layout: self.layout, cols: self.cols }
+    }
+
+    /// All elements of the memory that the rows lie in.
+    pub fn elements(&self) -> MatrixView<'_> {
         let bytes = self.data.bytes();
         match self.data.dtype() {
             DType::F32 => MatrixView::F32(bytemuck::cast_slice(bytes)),
@@ -88,18 +126,38 @@ impl Matrix {
         }
     }
 
+    /// The elements `[rows, cols]`.
+    ///
+    /// # Panics
+    /// If the rows do not lie one directly behind the other.
+    pub fn view(&self) -> MatrixView<'_> {
+        let one_run = self.layout.stride() == self.cols && self.layout.run_end(0) >= self.rows;
+        assert!(self.rows <= 1 || one_run, "the rows of this matrix lie apart, in records");
+        let range = match self.rows {
+            0 => 0..0,
+            rows => self.layout.start(0)..self.layout.start(0) + rows * self.cols,
+        };
+        match self.elements() {
+            MatrixView::F32(values) => MatrixView::F32(&values[range]),
+            MatrixView::F16(values) => MatrixView::F16(&values[range]),
+            MatrixView::BF16(values) => MatrixView::BF16(&values[range]),
+        }
+    }
+
     /// The matrix of rows `range`, sharing the bytes.
     ///
     /// # Errors
     /// [`TensorError::RowRange`] if the range is reversed or ends behind the last row.
     pub fn rows_range(&self, range: Range<usize>) -> Result<Matrix, TensorError> {
-        let error = TensorError::RowRange { start: range.start, end: range.end, rows: self.rows };
-        if range.start > range.end || range.end > self.rows {
-            return Err(error);
-        }
-        let rows = range.len();
-        let data = self.data.slice_rows(range).map_err(|_| error)?;
-        Ok(Matrix { data, rows, cols: self.cols })
+        check_range(&range, self.rows)?;
+        Ok(Matrix { rows: range.len(), layout: self.layout.skip(range.start), ..self.clone() })
+    }
+}
+
+fn check_range(range: &Range<usize>, rows: usize) -> Result<(), TensorError> {
+    match range.start <= range.end && range.end <= rows {
+        true => Ok(()),
+        false => Err(TensorError::RowRange { start: range.start, end: range.end, rows }),
     }
 }
 
@@ -116,6 +174,45 @@ mod tests {
         let MatrixView::F32(v) = r.view() else { panic!("wrong type") };
         assert_eq!(v, [2.0, 3.0, 4.0, 5.0]);
         assert_eq!(m.rows_range(3..3).unwrap().rows(), 0);
+        assert!(matches!(m.rows_range(3..3).unwrap().view(), MatrixView::F32([])));
+        let last = r.rows_range(1..2).unwrap();
+        let MatrixView::F32(v) = last.view() else { panic!("wrong type") };
+        assert_eq!(v, [4.0, 5.0]);
+    }
+
+    #[test]
+    fn matrices_in_records() {
+        let values: Vec<f32> = (0..24).map(|i| i as f32).collect();
+        let records = TensorData::from_f32(&[2, 4, 3], &values).unwrap();
+        let rows = |m: &Matrix| -> Vec<Vec<f32>> {
+            let MatrixView::F32(all) = m.elements() else { panic!("wrong type") };
+            (0..m.rows()).map(|row| all[m.layout().start(row)..][..m.cols()].to_vec()).collect()
+        };
+        let middle = Matrix::in_records(records.clone(), 1..3).unwrap();
+        assert_eq!((middle.rows(), middle.cols(), middle.bytes()), (4, 3, 48));
+        let expected = [[3.0, 4.0, 5.0], [6.0, 7.0, 8.0], [15.0, 16.0, 17.0], [18.0, 19.0, 20.0]];
+        assert_eq!(rows(&middle), expected);
+        assert_eq!(rows(&middle.rows_range(1..3).unwrap()), expected[1..3]);
+        // Two rows of one record, and a single one, are contiguous.
+        for range in [0..2, 2..4, 3..4] {
+            let part = middle.rows_range(range.clone()).unwrap();
+            let MatrixView::F32(v) = part.view() else { panic!("wrong type") };
+            assert_eq!(v, expected[range].concat());
+        }
+        let single = Matrix::in_records(records.clone(), 3..4).unwrap();
+        assert_eq!(rows(&single), [[9.0, 10.0, 11.0], [21.0, 22.0, 23.0]]);
+        let whole = Matrix::in_records(records.clone(), 0..4).unwrap();
+        let MatrixView::F32(v) = whole.view() else { panic!("wrong type") };
+        assert_eq!(v, values);
+        let none = Matrix::in_records(records, 2..2).unwrap();
+        assert_eq!((none.rows(), none.bytes()), (0, 0));
+    }
+
+    #[test]
+    #[should_panic(expected = "the rows of this matrix lie apart, in records")]
+    fn rows_that_lie_apart_are_no_slice() {
+        let records = TensorData::from_f32(&[2, 2, 1], &[0.0; 4]).unwrap();
+        let _ = Matrix::in_records(records, 0..1).unwrap().view();
     }
 
     #[test]
@@ -128,5 +225,13 @@ mod tests {
         let m = Matrix::new(TensorData::from_f32(&[2, 1], &[0.0, 1.0]).unwrap()).unwrap();
         let e = m.rows_range(1..4).unwrap_err();
         assert_eq!(e.to_string(), "rows 1..4 lie outside a matrix of 2 rows");
+        let t = TensorData::from_f32(&[2, 1], &[0.0, 1.0]).unwrap();
+        assert_eq!(
+            Matrix::in_records(t, 0..1).unwrap_err().to_string(),
+            "expected records (3 dimensions), but the tensor has shape [2, 1]"
+        );
+        let t = TensorData::from_f32(&[1, 2, 1], &[0.0, 1.0]).unwrap();
+        let e = Matrix::in_records(t, 1..3).unwrap_err();
+        assert_eq!(e.to_string(), "rows 1..3 lie outside a matrix of 2 rows");
     }
 }

@@ -17,6 +17,7 @@ const MAX_CONFIG: u64 = 16 << 20;
 const MAX_SIDE_FILE: u64 = 256 << 20;
 
 /// Where the files that are not weights come from.
+#[derive(Clone)]
 enum Place {
     Directory(PathBuf),
     #[cfg(feature = "embedded-model")]
@@ -104,9 +105,15 @@ impl Checkpoint {
         &self.config
     }
 
-    /// Takes another description of the same tensors.
-    pub(crate) fn set_config(&mut self, config: ModelConfig) {
-        self.config = config;
+    /// Takes the description of another checkpoint of the same model, and its side files.
+    pub(crate) fn describe_as(&mut self, model: &Checkpoint) {
+        self.config = model.config.clone();
+        self.place = model.place.clone();
+    }
+
+    /// Takes the side files of a directory.
+    pub(crate) fn set_directory(&mut self, directory: &Path) {
+        self.place = Place::Directory(directory.to_owned());
     }
 
     /// The tensor `name`.

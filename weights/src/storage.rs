@@ -25,6 +25,15 @@ impl Storage {
         Storage::Owned { words, len: bytes.len() }
     }
 
+    /// Maps a whole regular file read-only; its pages are read when they are touched. Files are replaced by renaming, which leaves a
+    /// mapped one as it is; whoever shortens or rewrites one in place changes what its readers see.
+    ///
+    /// # Errors
+    /// [`Error::Io`](crate::Error::Io) or [`Error::NotAFile`](crate::Error::NotAFile).
+    pub fn map(path: &std::path::Path) -> crate::Result<Self> {
+        Ok(crate::files::map(path)?.0)
+    }
+
     /// All bytes.
     pub fn bytes(&self) -> &[u8] {
         match self {

@@ -47,12 +47,38 @@ pub struct GatherCount {
 }
 
 impl FfnGather<'_> {
+    /// Rows of a record. Panics unless a record is 2 or 3 rows of `d` and all vectors are as long as they should be.
+    pub(super) fn check(&self, d: usize) -> usize {
+        let f = self.records.rows();
+        let rows = self.records.cols().checked_div(d).unwrap_or(2);
+        assert!(
+            rows * d == self.records.cols() && (2..=3).contains(&rows),
+            "records of {} are neither 2 nor 3 rows of {d}",
+            self.records.cols()
+        );
+        for bias in [self.bias, self.up_bias].into_iter().flatten() {
+            assert_eq!(bias.len(), f, "one bias for each of {f} neurons expected");
+        }
+        if let Some(thresholds) = self.gate_thresholds {
+            assert_eq!(thresholds.len(), f, "one threshold for each of {f} neurons expected");
+        }
+        if let Some(bias) = self.out_bias {
+            assert_eq!(bias.len(), d, "one bias for each of {d} outputs expected");
+        }
+        rows
+    }
+
     /// Bytes of weights and thresholds that a call with this result read.
     pub fn bytes(&self, d: usize, count: GatherCount) -> u64 {
         let row = d * self.records.dtype().size();
         let rows = self.records.cols().checked_div(d).unwrap_or(0);
-        let thresholds = self.gate_thresholds.map_or(0, |_| size_of::<f32>() * count.first);
-        (row * (count.first + rows.saturating_sub(1) * count.second) + thresholds) as u64
+        let weights = (row * (count.first + rows.saturating_sub(1) * count.second)) as u64;
+        weights + self.threshold_bytes(count)
+    }
+
+    /// Of [`FfnGather::bytes`], those of thresholds.
+    pub fn threshold_bytes(&self, count: GatherCount) -> u64 {
+        self.gate_thresholds.map_or(0, |_| (size_of::<f32>() * count.first) as u64)
     }
 }
 
@@ -70,23 +96,9 @@ impl FfnGather<'_> {
 /// # Panics
 /// If a length does not fit, `records` has neither 2 nor 3 rows of `d` a record, or the list names a neuron that does not exist.
 pub fn ffn_gather(cpu: &Cpu, spec: &FfnGather<'_>, list: &[u32], x: &[f32], out: &mut [f32]) -> GatherCount {
-    let (f, d) = (spec.records.rows(), x.len());
+    let d = x.len();
     assert_eq!(out.len(), d, "input and output are of the same length");
-    let rows = spec.records.cols().checked_div(d).unwrap_or(2);
-    assert!(
-        rows * d == spec.records.cols() && (2..=3).contains(&rows),
-        "records of {} are neither 2 nor 3 rows of {d}",
-        spec.records.cols()
-    );
-    for bias in [spec.bias, spec.up_bias].into_iter().flatten() {
-        assert_eq!(bias.len(), f, "one bias for each of {f} neurons expected");
-    }
-    if let Some(thresholds) = spec.gate_thresholds {
-        assert_eq!(thresholds.len(), f, "one threshold for each of {f} neurons expected");
-    }
-    if let Some(bias) = spec.out_bias {
-        assert_eq!(bias.len(), d, "one bias for each of {d} outputs expected");
-    }
+    let rows = spec.check(d);
     match spec.records.view() {
         MatrixView::F32(w) => gather(cpu, Records { spec, w, rows, list, x }, out),
         MatrixView::F16(w) => gather(cpu, Records { spec, w, rows, list, x }, out),
@@ -108,28 +120,28 @@ fn gather<W: Element>(cpu: &Cpu, records: Records<'_, W>, out: &mut [f32]) -> Ga
 
 /// The operands of one call.
 #[derive(Clone, Copy)]
-struct Records<'a, W> {
-    spec: &'a FfnGather<'a>,
+pub(super) struct Records<'a, W> {
+    pub(super) spec: &'a FfnGather<'a>,
     /// `[F, rows, d]`
-    w: &'a [W],
+    pub(super) w: &'a [W],
     /// 2 or 3.
-    rows: usize,
-    list: &'a [u32],
+    pub(super) rows: usize,
+    pub(super) list: &'a [u32],
     /// `[d]`
-    x: &'a [f32],
+    pub(super) x: &'a [f32],
 }
 
 impl<'a, W: Element> Records<'a, W> {
     /// Row `row` of the record of `neuron`.
     #[inline(always)]
-    fn row(&self, neuron: u32, row: usize) -> &'a [W] {
+    pub(super) fn row(&self, neuron: u32, row: usize) -> &'a [W] {
         let d = self.x.len();
         &self.w[(neuron as usize * self.rows + row) * d..][..d]
     }
 
     /// Whether the rest of the record of `neuron`, of this activated first product, is of no use. Never so for NaN.
     #[inline(always)]
-    fn is_idle(&self, neuron: u32, activated: f32) -> bool {
+    pub(super) fn is_idle(&self, neuron: u32, activated: f32) -> bool {
         (self.spec.skip && self.spec.activation == Activation::Relu && activated == 0.0)
             || (self.rows == 3
                 && self.spec.gate_thresholds.is_some_and(|thresholds| activated.abs() < thresholds[neuron as usize]))
@@ -216,9 +228,9 @@ impl<W: Element> Records<'_, W> {
     }
 }
 
-/// The activation of every element; the same function as in the dense FFN.
+/// The activation of every element, whole vectors of them; the same function as in the dense FFN.
 #[inline(always)]
-fn activate<S: Simd>(s: S, activation: Activation, inner: &mut [f32; BLOCK]) {
+pub(super) fn activate<S: Simd>(s: S, activation: Activation, inner: &mut [f32]) {
     for x in inner.chunks_exact_mut(S::LANES) {
         let v = s.load_slice(x);
         let v = match activation {

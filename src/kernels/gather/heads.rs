@@ -8,7 +8,7 @@ use crate::kernels::cpu::{Cpu, SharedOut};
 use crate::kernels::isa::Kernel;
 use crate::kernels::linear::{Linear, Rows};
 use crate::kernels::simd::{Element, Simd};
-use crate::tensor::{Matrix, MatrixView};
+use crate::tensor::{Matrix, MatrixView, RowsOf};
 
 /// Tokens that [`kv_project`] takes at a time: their inputs then stay in the second-level cache.
 const TOKENS: usize = 64;
@@ -18,13 +18,13 @@ pub fn heads_bytes(heads: &Matrix, kept: usize) -> u64 {
     (kept * heads.cols() / 2 * heads.dtype().size()) as u64
 }
 
-/// Bytes of weights that [`kv_project`] reads for one key/value head and up to 64 tokens.
-pub fn kv_project_bytes(kv_heads: &Matrix) -> u64 {
-    (kv_heads.cols() * kv_heads.dtype().size()) as u64
+/// Bytes of weights that [`kv_project`] reads for one key/value head and some tokens.
+pub fn kv_project_bytes(kv_heads: &Matrix, tokens: usize) -> u64 {
+    (tokens.div_ceil(TOKENS) * kv_heads.cols() * kv_heads.dtype().size()) as u64
 }
 
 /// Panics unless a record of `heads` is twice `head_dim` rows of `d`.
-fn check(heads: &Matrix, head_dim: usize, d: usize) {
+pub(super) fn check(heads: &Matrix, head_dim: usize, d: usize) {
     assert_eq!(heads.cols(), 2 * head_dim * d, "head records are 2 x {head_dim} rows of {d}");
 }
 
@@ -162,6 +162,7 @@ fn project_kv<W: Element>(
         for (i, out) in outs.into_iter().enumerate() {
             let of = |row: usize| row.clamp(i * head_dim, (i + 1) * head_dim) - i * head_dim;
             let w = &record[i * head_dim * d..(i + 1) * head_dim * d];
+            let w = RowsOf::contiguous(w, d);
             let linear = Linear { w, bias: biases[i], x, n: head_dim, k: d, t };
             cpu.run(Rows { linear, range: of(range.start)..of(range.end), out });
         }
@@ -170,18 +171,18 @@ fn project_kv<W: Element>(
 
 /// Records of listed heads.
 #[derive(Clone, Copy)]
-struct Heads<'a, W> {
+pub(super) struct Heads<'a, W> {
     /// `[H, 2*d_h, d]`
-    w: &'a [W],
-    head_dim: usize,
-    d: usize,
-    list: &'a [u32],
+    pub(super) w: &'a [W],
+    pub(super) head_dim: usize,
+    pub(super) d: usize,
+    pub(super) list: &'a [u32],
 }
 
 impl<'a, W> Heads<'a, W> {
     /// Row `i` of the first (0) or second (1) halves of the listed heads, counted through.
     #[inline(always)]
-    fn row(&self, half: usize, i: usize) -> Option<&'a [W]> {
+    pub(super) fn row(&self, half: usize, i: usize) -> Option<&'a [W]> {
         let head = *self.list.get(i / self.head_dim)? as usize;
         let row = (2 * head + half) * self.head_dim + i % self.head_dim;
         Some(&self.w[row * self.d..][..self.d])

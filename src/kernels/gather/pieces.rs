@@ -41,6 +41,11 @@ impl Pieces {
         self.len.div_ceil(self.size.max(1))
     }
 
+    /// One past the last item of the piece that `item` is in.
+    pub(super) fn end_of(self, item: usize) -> usize {
+        self.len.min((item / self.size + 1) * self.size)
+    }
+
     fn piece(self, i: usize) -> Range<usize> {
         i * self.size..self.len.min((i + 1) * self.size)
     }
@@ -119,6 +124,9 @@ mod tests {
             assert!(pieces.size() <= (2 * LEAST).max(len / MOST + STREAMS), "{len} items, {} a piece", pieces.size());
             let covered: Vec<usize> = (0..pieces.count()).flat_map(|i| pieces.piece(i)).collect();
             assert!(covered.into_iter().eq(0..len));
+            assert!(
+                (0..pieces.count()).all(|i| pieces.piece(i).all(|item| pieces.end_of(item) == pieces.piece(i).end))
+            );
         }
     }
 }

@@ -1,3 +1,5 @@
+mod batch;
+
 use proptest::prelude::*;
 use shadowllm_weights::{Activation, DType, TensorData};
 
@@ -423,7 +425,8 @@ fn bytes_count_what_was_read() {
     let gated = Ffn { gate_thresholds: Some(vec![0.5; 9]), ..ffn(3) };
     assert_eq!(bytes(&gated), (7 + 2 * 3) * 8 * 2 + 7 * 4);
     let heads = matrix(1, 5, 2 * 4 * 8, DType::F32);
-    assert_eq!((heads_bytes(&heads, 3), kv_project_bytes(&heads)), (3 * 4 * 8 * 4, 2 * 4 * 8 * 4));
+    assert_eq!((heads_bytes(&heads, 3), kv_project_bytes(&heads, 64)), (3 * 4 * 8 * 4, 2 * 4 * 8 * 4));
+    assert_eq!([0, 65].map(|tokens| kv_project_bytes(&heads, tokens)), [0, 2 * 2 * 4 * 8 * 4]);
     let shape = AttentionShape { heads: 6, kv_heads: 3, head_dim: 8, window: None, scale: 1.0 };
     assert_eq!(attention_gather_bytes(&shape, &[2, 3, 5], 9), 2 * 2 * 10 * 8 * 4);
 }

@@ -10,6 +10,7 @@
 //! The way back, `out = x W + bias`, has the same regimes over the same weights: [`transposed`].
 
 mod gemm;
+mod gradient;
 mod micro;
 #[cfg(test)]
 pub(crate) mod oracle;
@@ -23,6 +24,7 @@ mod weights;
 
 use std::ops::Range;
 
+pub use gradient::{bias_gradient, input_gradient, weight_gradient};
 pub(crate) use micro::micro;
 pub(crate) use product::{Exact, widen};
 pub(crate) use rows::Rows;
@@ -35,10 +37,15 @@ use weights::ByRows;
 
 use super::cpu::{Compute, Cpu, SharedOut};
 use super::simd::Element;
-use crate::tensor::{Matrix, MatrixView};
+use crate::tensor::{Matrix, MatrixView, RowsOf};
 
 /// Rows from which [`Compute::Bf16`] rounds. The same on every instruction set, because it is part of the meaning.
 const BF16_ROWS: usize = 32;
+
+/// Fewer rows than this have the bits, each, that one row has: whatever the matrix and however it is stored.
+pub(crate) const SAME_BITS: usize = transposed::GEMM_ROWS;
+
+const _: () = assert!(SAME_BITS <= BF16_ROWS);
 
 /// Rows from which the blocked product is used. Measured: as long as `x` stays in the second-level cache the loop over rows is
 /// as fast with 32 registers (90 % of the peak from 8 rows on), and it needs no packing; with 16 registers it reaches 70 %.
@@ -71,11 +78,21 @@ pub fn linear(cpu: &Cpu, w: &Matrix, bias: Option<&[f32]>, x: &[f32], out: &mut 
     if let Some(bias) = bias {
         assert_eq!(bias.len(), n, "one bias for each of {n} outputs expected");
     }
-    match w.view() {
-        MatrixView::F32(w) => Linear { w, bias, x, n, k, t }.run(cpu, out),
-        MatrixView::F16(w) => Linear { w, bias, x, n, k, t }.run(cpu, out),
-        MatrixView::BF16(w) => Linear { w, bias, x, n, k, t }.run(cpu, out),
+    match w.elements() {
+        MatrixView::F32(v) => Linear { w: w.rows_of(v), bias, x, n, k, t }.run(cpu, out),
+        MatrixView::F16(v) => Linear { w: w.rows_of(v), bias, x, n, k, t }.run(cpu, out),
+        MatrixView::BF16(v) => Linear { w: w.rows_of(v), bias, x, n, k, t }.run(cpu, out),
     }
+}
+
+/// [`linear`] with weights that training has in memory, `[N, K]`.
+pub(crate) fn linear_f32(cpu: &Cpu, w: &[f32], [n, k]: [usize; 2], bias: Option<&[f32]>, x: &[f32], out: &mut [f32]) {
+    let t = out.len().checked_div(n).unwrap_or(0);
+    assert_eq!(w.len(), n * k, "{n} rows of {k} weights expected");
+    assert_eq!(out.len(), t * n, "output is no whole number of rows of {n}");
+    assert_eq!(x.len(), t * k, "{t} rows of {k} inputs expected");
+    assert!(bias.is_none_or(|bias| bias.len() == n), "one bias for each of {n} outputs expected");
+    Linear { w: RowsOf::contiguous(w, k), bias, x, n, k, t }.run(cpu, out);
 }
 
 /// Bytes that [`linear`] reads for `rows_of_x` rows: the weights once, the inputs once.
@@ -114,7 +131,7 @@ pub(super) fn names(cpu: &Cpu) -> Vec<(String, String)> {
 #[derive(Clone, Copy)]
 pub(crate) struct Linear<'a, W> {
     /// `[n, k]`
-    pub(crate) w: &'a [W],
+    pub(crate) w: RowsOf<'a, W>,
     /// `[n]`
     pub(crate) bias: Option<&'a [f32]>,
     /// `[t, k]`
@@ -131,12 +148,12 @@ impl<W: Element> Linear<'_, W> {
         }
         let Linear { w, bias, x, n, k, t } = self;
         if t >= gemm_rows(cpu, W::DTYPE) {
-            let factors = Factors { weights: ByRows { w, k }, bias, x, n, k, t };
+            let factors = Factors { weights: ByRows { w }, bias, x, n, k, t };
             return gemm(cpu, compute(cpu, W::DTYPE), factors, out);
         }
         let row_bytes = k * size_of::<W>();
         let out = SharedOut::new(out);
         let chunk = |range: Range<usize>| cpu.run(Rows { linear: self, range, out });
-        cpu.split(n, 1, row_bytes, &chunk);
+        cpu.split(n, rows::STREAMS, row_bytes, &chunk);
     }
 }

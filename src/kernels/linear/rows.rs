@@ -2,7 +2,11 @@
 //!
 //! Each (weight row, x row) pair has one vector accumulator that runs along `K` and is summed at the end in a fixed order.
 //! Several weight rows are in flight, for the latency of the additions and so that memory is read in several streams. Which
-//! rows share a tile changes nothing in the arithmetic of any of them: results are the same bits for one row and for many.
+//! rows share a tile changes nothing in the arithmetic of any of them: results are the same bits for one row and for many, and
+//! for weights that lie in records as for the same ones lying together.
+//!
+//! Within a tile weight rows are at equal distances: the loops go through the runs of the weights' layout, and ask for the first
+//! rows of the next run at the end of one.
 
 // Tiles are indexed by constants, several arrays at once: that is what keeps them in registers.
 #![allow(clippy::needless_range_loop)]
@@ -13,6 +17,10 @@ use super::Linear;
 use crate::kernels::cpu::SharedOut;
 use crate::kernels::isa::Kernel;
 use crate::kernels::simd::{Element, Simd};
+use crate::tensor::RowsOf;
+
+/// Weight rows in flight for one row of `x`.
+pub(super) const STREAMS: usize = 8;
 
 /// Computes outputs `range` for every row of `x`.
 pub(crate) struct Rows<'a, W> {
@@ -27,77 +35,113 @@ impl<W: Element> Kernel for Rows<'_, W> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let t = self.linear.t;
-        let wide = S::REGISTERS >= 32;
-        if t == 1 {
-            return self.rows::<S, 8, 1, 8>(s, self.range.clone(), 0);
-        }
-        // In groups that stay in the first-level cache while all rows of x pass.
-        for start in self.range.clone().step_by(4) {
-            let rows = start..self.range.end.min(start + 4);
-            match (wide, t) {
-                (true, 2) => self.rows::<S, 4, 2, 4>(s, rows.clone(), 0),
-                (true, 3) => self.rows::<S, 4, 3, 4>(s, rows.clone(), 0),
-                (true, _) => self.rows::<S, 4, 4, 4>(s, rows.clone(), 0),
-                (false, 2) => self.rows::<S, 2, 2, 4>(s, rows.clone(), 0),
-                (false, 3) => self.rows::<S, 2, 3, 4>(s, rows.clone(), 0),
-                (false, _) => self.rows::<S, 2, 4, 4>(s, rows.clone(), 0),
-            }
-            for first in (4..t).step_by(4) {
-                match (wide, t - first) {
-                    (true, 1) => self.rows::<S, 4, 1, 0>(s, rows.clone(), first),
-                    (true, 2) => self.rows::<S, 4, 2, 0>(s, rows.clone(), first),
-                    (true, 3) => self.rows::<S, 4, 3, 0>(s, rows.clone(), first),
-                    (true, _) => self.rows::<S, 4, 4, 0>(s, rows.clone(), first),
-                    (false, 1) => self.rows::<S, 2, 1, 0>(s, rows.clone(), first),
-                    (false, 2) => self.rows::<S, 2, 2, 0>(s, rows.clone(), first),
-                    (false, 3) => self.rows::<S, 2, 3, 0>(s, rows.clone(), first),
-                    (false, _) => self.rows::<S, 2, 4, 0>(s, rows.clone(), first),
-                }
-            }
+        let mut start = self.range.start;
+        while start < self.range.end {
+            let run_end = self.linear.w.layout.run_end(start);
+            let end = self.range.end.min(run_end);
+            self.run_of_rows(s, start..end, run_end);
+            start = end;
         }
     }
 }
 
 impl<W: Element> Rows<'_, W> {
+    /// Weight rows `range` of the run that ends in front of row `run_end`, against every row of `x`.
+    #[inline(always)]
+    fn run_of_rows<S: Simd>(&self, s: S, range: Range<usize>, run_end: usize) {
+        let t = self.linear.t;
+        let wide = S::REGISTERS >= 32;
+        if t == 1 {
+            return self.rows::<S, STREAMS, 1, 8>(s, range, run_end, 0);
+        }
+        // In groups that stay in the first-level cache while all rows of x pass.
+        for start in range.clone().step_by(4) {
+            let rows = start..range.end.min(start + 4);
+            match (wide, t) {
+                (true, 2) => self.rows::<S, 4, 2, 4>(s, rows.clone(), run_end, 0),
+                (true, 3) => self.rows::<S, 4, 3, 4>(s, rows.clone(), run_end, 0),
+                (true, _) => self.rows::<S, 4, 4, 4>(s, rows.clone(), run_end, 0),
+                (false, 2) => self.rows::<S, 2, 2, 4>(s, rows.clone(), run_end, 0),
+                (false, 3) => self.rows::<S, 2, 3, 4>(s, rows.clone(), run_end, 0),
+                (false, _) => self.rows::<S, 2, 4, 4>(s, rows.clone(), run_end, 0),
+            }
+            for first in (4..t).step_by(4) {
+                match (wide, t - first) {
+                    (true, 1) => self.rows::<S, 4, 1, 0>(s, rows.clone(), run_end, first),
+                    (true, 2) => self.rows::<S, 4, 2, 0>(s, rows.clone(), run_end, first),
+                    (true, 3) => self.rows::<S, 4, 3, 0>(s, rows.clone(), run_end, first),
+                    (true, _) => self.rows::<S, 4, 4, 0>(s, rows.clone(), run_end, first),
+                    (false, 1) => self.rows::<S, 2, 1, 0>(s, rows.clone(), run_end, first),
+                    (false, 2) => self.rows::<S, 2, 2, 0>(s, rows.clone(), run_end, first),
+                    (false, 3) => self.rows::<S, 2, 3, 0>(s, rows.clone(), run_end, first),
+                    (false, _) => self.rows::<S, 2, 4, 0>(s, rows.clone(), run_end, first),
+                }
+            }
+        }
+    }
+
     /// Weight rows `rows` against x rows `first .. first + T`, `R` weight rows at a time; the weights `AHEAD` rows further are
-    /// asked for (0: none).
+    /// asked for (0: none). The rows are of one run, which ends in front of row `run_end`.
     #[inline(always)]
     fn rows<S: Simd, const R: usize, const T: usize, const AHEAD: usize>(
         &self,
         s: S,
         rows: Range<usize>,
+        run_end: usize,
         first: usize,
     ) {
+        let RowsOf { elements, layout, .. } = self.linear.w;
         let mut n = rows.start;
+        let mut start = layout.start(n);
         while n + R <= rows.end {
-            self.tile::<S, R, T, AHEAD>(s, n, first);
+            let ahead = match AHEAD > 0 && n + AHEAD >= run_end && n + AHEAD < self.linear.n {
+                true => layout.start(n + AHEAD),
+                false => start + AHEAD * layout.stride(),
+            };
+            self.tile::<S, R, T, AHEAD>(s, n, start, elements.as_ptr().wrapping_add(ahead), first);
             n += R;
+            start += R * layout.stride();
         }
         for n in n..rows.end {
-            self.tile::<S, 1, T, AHEAD>(s, n, first);
+            self.tile::<S, 1, T, AHEAD>(
+                s,
+                n,
+                start,
+                elements.as_ptr().wrapping_add(start + AHEAD * layout.stride()),
+                first,
+            );
+            start += layout.stride();
         }
     }
 
+    /// `R` weight rows from row `n`, which begins at element `start`, and those from `ahead` on at the same distances to ask for.
     #[inline(always)]
-    fn tile<S: Simd, const R: usize, const T: usize, const AHEAD: usize>(&self, s: S, n: usize, first: usize) {
+    fn tile<S: Simd, const R: usize, const T: usize, const AHEAD: usize>(
+        &self,
+        s: S,
+        n: usize,
+        start: usize,
+        ahead: *const W,
+        first: usize,
+    ) {
         let Linear { w, bias, x, k, n: width, .. } = self.linear;
-        let w = w[n * k..(n + R) * k].as_ptr();
+        let stride = w.layout.stride();
+        let w = w.elements[start..][..(R - 1) * stride + k].as_ptr();
         let x = x[first * k..(first + T) * k].as_ptr();
         let mut acc = [[s.zero(); T]; R];
         let whole = k / S::LANES * S::LANES;
         let mut i = 0;
         while i < whole {
-            // SAFETY: `i + LANES <= k`, inside each of the R and T rows sliced above.
+            // SAFETY: `i + LANES <= k`, inside each of the R rows, `stride` apart, and of the T rows sliced above.
             unsafe {
                 let mut xs = [s.zero(); T];
                 for t in 0..T {
                     xs[t] = s.load(x.add(t * k + i));
                 }
                 for r in 0..R {
-                    let wv = W::load(s, w.add(r * k + i));
+                    let wv = W::load(s, w.add(r * stride + i));
                     if AHEAD > 0 {
-                        s.prefetch(w.wrapping_add((AHEAD + r) * k + i));
+                        s.prefetch(ahead.wrapping_add(r * stride + i));
                     }
                     for t in 0..T {
                         acc[r][t] = s.fma(wv, xs[t], acc[r][t]);
@@ -114,7 +158,7 @@ impl<W: Element> Rows<'_, W> {
                     xs[t] = s.load_part(x.add(t * k + whole), k - whole);
                 }
                 for r in 0..R {
-                    let wv = W::load_part(s, w.add(r * k + whole), k - whole);
+                    let wv = W::load_part(s, w.add(r * stride + whole), k - whole);
                     for t in 0..T {
                         acc[r][t] = s.fma(wv, xs[t], acc[r][t]);
                     }

@@ -1,8 +1,8 @@
 use proptest::prelude::*;
-use shadowllm_weights::DType;
+use shadowllm_weights::{DType, TensorData};
 
 use super::{BF16_ROWS, linear, linear_transposed, oracle};
-use crate::kernels::testing::{close, cpu, matrix, on_every_isa, values};
+use crate::kernels::testing::{close, cpu, matrices_in_records, matrix, on_every_isa, values};
 use crate::kernels::{Compute, Cpu, IsaName};
 
 fn dtype() -> impl Strategy<Value = DType> {
@@ -25,6 +25,32 @@ fn agrees_with_the_oracle(isa: IsaName) {
         let x = values(seed ^ 2, t * k);
         let out = run(&cpu, &w, bias.as_deref(), &x);
         close(&out, &oracle::linear(&w, bias.as_deref(), &x, Compute::F32))?;
+    });
+}
+
+/// Rows that lie in records give bit for bit what they give lying together, in every regime, both ways.
+fn records_change_nothing(isa: IsaName) {
+    let cpus: Vec<Cpu> = [Compute::F32, Compute::Bf16].into_iter().filter_map(|compute| cpu(isa, 2, compute)).collect();
+    let rows = prop_oneof![Just(1usize), 1usize..12, 12usize..140];
+    let shape = (1usize..14, 1usize..14, 0usize..14, 0usize..4, 1usize..200);
+    let cases = (shape, rows, dtype(), any::<bool>(), any::<u64>());
+    proptest!(ProptestConfig::with_cases(120), |(((count, group, before, behind, k), t, dtype, bias, seed) in cases)| {
+        let lines = before..before + group;
+        let whole = matrices_in_records(seed, count, before + group + behind, lines, k, dtype);
+        // From the middle of a record to the middle of another.
+        let part = count * group / 4..count * group - count * group / 4;
+        let part = whole.each_ref().map(|m| m.rows_range(part.clone()).unwrap());
+        for [spread, own] in [whole, part] {
+            let n = own.rows();
+            let (x, y) = (values(seed ^ 2, t * k), values(seed ^ 3, t * n));
+            let biases = [bias.then(|| values(seed ^ 1, n)), bias.then(|| values(seed ^ 4, k))];
+            let [bias, transposed_bias] = biases.each_ref().map(Option::as_deref);
+            for cpu in &cpus {
+                prop_assert_eq!(run(cpu, &spread, bias, &x), run(cpu, &own, bias, &x));
+                let [found, expected] = [&spread, &own].map(|w| run_transposed(cpu, w, transposed_bias, &y));
+                prop_assert_eq!(found, expected);
+            }
+        }
     });
 }
 
@@ -185,6 +211,22 @@ fn broken_values_stay_visible_in_the_transposed(isa: IsaName) {
     }
 }
 
+/// The blocked product is the same sums in the same order, whichever way a matrix is stored.
+fn many_rows_are_the_same_bits_either_way(isa: IsaName) {
+    for (dtype, compute) in [(DType::F16, Compute::F32), (DType::BF16, Compute::F32), (DType::BF16, Compute::Bf16)] {
+        let Some(cpu) = cpu(isa, 2, compute) else { return };
+        for (n, k, t) in [(205, 600, 130), (97, 513, 300), (31, 1030, 96)] {
+            let (bias, x, all) = (values(1, n), values(2, t * k), values(3, n * k));
+            let columns: Vec<f32> = (0..n * k).map(|i| all[i % n * k + i / n]).collect();
+            let matrix = |rows, cols, values: &[f32]| {
+                crate::tensor::Matrix::new(TensorData::from_f32_as(&[rows, cols], dtype, values).unwrap()).unwrap()
+            };
+            let straight = run(&cpu, &matrix(n, k, &all), Some(&bias), &x);
+            assert!(straight == run_transposed(&cpu, &matrix(k, n, &columns), Some(&bias), &x), "{n} x {k}, {dtype}");
+        }
+    }
+}
+
 fn empty_transposed_operands_are_fine(isa: IsaName) {
     let Some(cpu) = cpu(isa, 2, Compute::F32) else { return };
     linear_transposed(&cpu, &matrix(1, 7, 5, DType::F16), None, &[], &mut []);
@@ -199,6 +241,7 @@ fn empty_transposed_operands_are_fine(isa: IsaName) {
 
 on_every_isa!(
     agrees_with_the_oracle,
+    records_change_nothing,
     large_shapes_agree,
     bf16_products_agree_with_the_oracle,
     threads_change_nothing,
@@ -212,4 +255,5 @@ on_every_isa!(
     few_transposed_rows_are_the_rows_one_by_one,
     broken_values_stay_visible_in_the_transposed,
     empty_transposed_operands_are_fine,
+    many_rows_are_the_same_bits_either_way,
 );

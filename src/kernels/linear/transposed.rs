@@ -19,7 +19,7 @@ use crate::kernels::cpu::{Compute, Cpu};
 use crate::kernels::gather::{Pieces, add_rows};
 use crate::kernels::isa::Kernel;
 use crate::kernels::simd::{Element, Simd};
-use crate::tensor::{Matrix, MatrixView};
+use crate::tensor::{Matrix, MatrixView, RowsOf};
 
 /// Rows from which the blocked product is used.
 pub(super) const GEMM_ROWS: usize = 12;
@@ -52,10 +52,10 @@ pub fn linear_transposed(cpu: &Cpu, w: &Matrix, bias: Option<&[f32]>, x: &[f32],
     if let Some(bias) = bias {
         assert_eq!(bias.len(), k, "one bias for each of {k} outputs expected");
     }
-    match w.view() {
-        MatrixView::F32(w) => Transposed { w, bias, x, n, k, t }.run(cpu, out),
-        MatrixView::F16(w) => Transposed { w, bias, x, n, k, t }.run(cpu, out),
-        MatrixView::BF16(w) => Transposed { w, bias, x, n, k, t }.run(cpu, out),
+    match w.elements() {
+        MatrixView::F32(v) => Transposed { w: w.rows_of(v), bias, x, n, k, t }.run(cpu, out),
+        MatrixView::F16(v) => Transposed { w: w.rows_of(v), bias, x, n, k, t }.run(cpu, out),
+        MatrixView::BF16(v) => Transposed { w: w.rows_of(v), bias, x, n, k, t }.run(cpu, out),
     }
 }
 
@@ -79,7 +79,7 @@ pub(super) fn names(cpu: &Cpu, dtype: DType) -> Vec<(String, String)> {
 #[derive(Clone, Copy)]
 struct Transposed<'a, W> {
     /// `[n, k]`
-    w: &'a [W],
+    w: RowsOf<'a, W>,
     /// `[k]`
     bias: Option<&'a [f32]>,
     /// `[t, n]`
@@ -97,7 +97,7 @@ impl<W: Element> Transposed<'_, W> {
         }
         if let Some(compute) = blocked(cpu, W::DTYPE, t) {
             // What is an output of a layer is an input here.
-            let factors = Factors { weights: ByColumns { w, k }, bias, x, n: k, k: n, t };
+            let factors = Factors { weights: ByColumns { w }, bias, x, n: k, k: n, t };
             return gemm(cpu, compute, factors, out);
         }
         Pieces::new(n).sum(cpu, k * size_of::<W>(), None, out, &|range, sums| {
@@ -125,25 +125,28 @@ impl<W: Element> Kernel for Sums<'_, W> {
     fn run<S: Simd>(self, s: S) {
         let Transposed { w, x, n, k, t, .. } = self.transposed;
         if t == 1 {
-            let row = |i: usize| w.get((self.first + i) * k..).and_then(|rest| rest.get(..k));
+            let row = |i: usize| (self.first + i < n).then(|| w.row(self.first + i));
             return add_rows(s, &x[self.first..self.end], row, self.sums);
         }
+        let RowsOf { elements, layout, .. } = w;
         let mut at = self.first;
         while at < self.end {
-            // A group of weight rows stays in the cache while all rows of x pass.
-            let rows = if at + TILE <= self.end { TILE } else { 1 };
+            // A group of weight rows, at equal distances, stays in the cache while all rows of x pass.
+            let rows = if at + TILE <= self.end.min(layout.run_end(at)) { TILE } else { 1 };
+            let ahead = elements.as_ptr().wrapping_add(layout.start(at + rows));
+            let tile = Tile { w: &elements[layout.start(at)..], stride: layout.stride(), ahead, n, k };
             for first in (0..t).step_by(TILE) {
                 let x = &x[first * n + at..];
                 let sums = &mut self.sums[first * k..];
                 match (rows, t - first) {
-                    (TILE, 1) => add_tile::<S, W, TILE, 1>(s, &w[at * k..], x, n, sums, k),
-                    (TILE, 2) => add_tile::<S, W, TILE, 2>(s, &w[at * k..], x, n, sums, k),
-                    (TILE, 3) => add_tile::<S, W, TILE, 3>(s, &w[at * k..], x, n, sums, k),
-                    (TILE, _) => add_tile::<S, W, TILE, TILE>(s, &w[at * k..], x, n, sums, k),
-                    (_, 1) => add_tile::<S, W, 1, 1>(s, &w[at * k..], x, n, sums, k),
-                    (_, 2) => add_tile::<S, W, 1, 2>(s, &w[at * k..], x, n, sums, k),
-                    (_, 3) => add_tile::<S, W, 1, 3>(s, &w[at * k..], x, n, sums, k),
-                    (_, _) => add_tile::<S, W, 1, TILE>(s, &w[at * k..], x, n, sums, k),
+                    (TILE, 1) => tile.add::<S, TILE, 1>(s, x, sums),
+                    (TILE, 2) => tile.add::<S, TILE, 2>(s, x, sums),
+                    (TILE, 3) => tile.add::<S, TILE, 3>(s, x, sums),
+                    (TILE, _) => tile.add::<S, TILE, TILE>(s, x, sums),
+                    (_, 1) => tile.add::<S, 1, 1>(s, x, sums),
+                    (_, 2) => tile.add::<S, 1, 2>(s, x, sums),
+                    (_, 3) => tile.add::<S, 1, 3>(s, x, sums),
+                    (_, _) => tile.add::<S, 1, TILE>(s, x, sums),
                 }
             }
             at += rows;
@@ -151,57 +154,65 @@ impl<W: Element> Kernel for Sums<'_, W> {
     }
 }
 
-/// `sums[t] += x[t][0] * w[0]`, then `x[t][1] * w[1]`, and so on, for `R` rows of weights (`[R, k]`) and `T` of sums (`[T, k]`);
-/// the rows of `x` are `n` apart.
-#[inline(always)]
-fn add_tile<S: Simd, W: Element, const R: usize, const T: usize>(
-    s: S,
-    w: &[W],
-    x: &[f32],
+/// Some rows of weights.
+struct Tile<'a, W> {
+    /// Begins with the first of them.
+    w: &'a [W],
+    /// From one row to the next.
+    stride: usize,
+    /// Rows to ask for meanwhile, at the same distances.
+    ahead: *const W,
     n: usize,
-    sums: &mut [f32],
     k: usize,
-) {
-    let mut factors = [[s.zero(); T]; R];
-    for t in 0..T {
-        for r in 0..R {
-            factors[r][t] = s.splat(x[t * n + r]);
-        }
-    }
-    let (w, sums) = (w[..R * k].as_ptr(), sums[..T * k].as_mut_ptr());
-    let whole = k / S::LANES * S::LANES;
-    let mut i = 0;
-    while i < whole {
-        // SAFETY: `i + LANES <= k`, inside each of the R rows and T sums sliced above.
-        unsafe {
-            let mut ws = [s.zero(); R];
+}
+
+impl<W: Element> Tile<'_, W> {
+    /// `sums[t] += x[t][0] * w[0]`, then `x[t][1] * w[1]`, and so on, for `R` rows of weights and `T` of sums (`[T, k]`); the rows of
+    /// `x` are `n` apart.
+    #[inline(always)]
+    fn add<S: Simd, const R: usize, const T: usize>(&self, s: S, x: &[f32], sums: &mut [f32]) {
+        let &Tile { w, stride, ahead, n, k } = self;
+        let mut factors = [[s.zero(); T]; R];
+        for t in 0..T {
             for r in 0..R {
-                ws[r] = W::load(s, w.add(r * k + i));
-                s.prefetch(w.wrapping_add((R + r) * k + i));
-            }
-            for t in 0..T {
-                let mut acc = s.load(sums.add(t * k + i));
-                for r in 0..R {
-                    acc = s.fma(ws[r], factors[r][t], acc);
-                }
-                s.store(sums.add(t * k + i), acc);
+                factors[r][t] = s.splat(x[t * n + r]);
             }
         }
-        i += S::LANES;
-    }
-    if whole < k {
-        // SAFETY: `k - whole` values are left in each row and sum.
-        unsafe {
-            let mut ws = [s.zero(); R];
-            for r in 0..R {
-                ws[r] = W::load_part(s, w.add(r * k + whole), k - whole);
-            }
-            for t in 0..T {
-                let mut acc = s.load_part(sums.add(t * k + whole), k - whole);
+        let (w, sums) = (w[..(R - 1) * stride + k].as_ptr(), sums[..T * k].as_mut_ptr());
+        let whole = k / S::LANES * S::LANES;
+        let mut i = 0;
+        while i < whole {
+            // SAFETY: `i + LANES <= k`, inside each of the R rows, `stride` apart, and of the T sums sliced above.
+            unsafe {
+                let mut ws = [s.zero(); R];
                 for r in 0..R {
-                    acc = s.fma(ws[r], factors[r][t], acc);
+                    ws[r] = W::load(s, w.add(r * stride + i));
+                    s.prefetch(ahead.wrapping_add(r * stride + i));
                 }
-                s.store_part(sums.add(t * k + whole), acc, k - whole);
+                for t in 0..T {
+                    let mut acc = s.load(sums.add(t * k + i));
+                    for r in 0..R {
+                        acc = s.fma(ws[r], factors[r][t], acc);
+                    }
+                    s.store(sums.add(t * k + i), acc);
+                }
+            }
+            i += S::LANES;
+        }
+        if whole < k {
+            // SAFETY: `k - whole` values are left in each row and sum.
+            unsafe {
+                let mut ws = [s.zero(); R];
+                for r in 0..R {
+                    ws[r] = W::load_part(s, w.add(r * stride + whole), k - whole);
+                }
+                for t in 0..T {
+                    let mut acc = s.load_part(sums.add(t * k + whole), k - whole);
+                    for r in 0..R {
+                        acc = s.fma(ws[r], factors[r][t], acc);
+                    }
+                    s.store_part(sums.add(t * k + whole), acc, k - whole);
+                }
             }
         }
     }

@@ -2,13 +2,14 @@
 //!
 //! The product itself only knows tiles, [`TILE_ROWS`] outputs by [`K_BLOCK`] words, and where a word of a tile is. What differs
 //! is how many tiles are best made at once: along rows one tile is six contiguous pieces; down columns a tile is a few bytes of
-//! many rows, so the tiles beside it, which share the cache lines, are made with it.
+//! many rows, so the tiles beside it, which share the cache lines, are made with it. Rows may lie in records ([`RowsOf`]).
 
 use std::ops::Range;
 
 use super::gemm::{K_BLOCK, ROW_BLOCK, TILE_ROWS};
 use super::product::Product;
 use crate::kernels::simd::{Element, Simd};
+use crate::tensor::RowsOf;
 
 /// The weights of one product, `weight(output, k)`.
 pub(super) trait Weights: Copy + Send + Sync {
@@ -36,8 +37,7 @@ pub(super) trait Weights: Copy + Send + Sync {
 #[derive(Clone, Copy)]
 pub(super) struct ByRows<'a, W> {
     /// `[n, k]`
-    pub(super) w: &'a [W],
-    pub(super) k: usize,
+    pub(super) w: RowsOf<'a, W>,
 }
 
 impl<W: Element> Weights for ByRows<'_, W> {
@@ -53,16 +53,17 @@ impl<W: Element> Weights for ByRows<'_, W> {
         along: Range<usize>,
         tiles: &mut [f32],
     ) {
+        let RowsOf { elements, layout, .. } = self.w;
         let words = along.len().div_ceil(P::PER_WORD);
+        let (mut starts, mut next) = (layout.starts(outputs.start), layout.starts(outputs.start + TILE_ROWS));
         for (i, words) in tiles.chunks_exact_mut(K_BLOCK).map(|row| &mut row[..words]).enumerate() {
-            match outputs.start + i {
-                row if row < outputs.end => product.words(s, &self.w[row * self.k..][along.clone()], words),
-                _ => words.fill(0.0),
+            let start = starts.advance();
+            match outputs.start + i < outputs.end {
+                true => product.words(s, &elements[start..][along.clone()], words),
+                false => words.fill(0.0),
             }
             // The pieces of successive rows lie too far apart for the processor to guess the next.
-            if let Some(piece) = self.w.get((outputs.start + i + TILE_ROWS) * self.k..) {
-                prefetch(s, piece, along.clone());
-            }
+            prefetch(s, elements, next.advance(), along.clone());
         }
     }
 }
@@ -71,8 +72,7 @@ impl<W: Element> Weights for ByRows<'_, W> {
 #[derive(Clone, Copy)]
 pub(super) struct ByColumns<'a, W> {
     /// `[n, k]`
-    pub(super) w: &'a [W],
-    pub(super) k: usize,
+    pub(super) w: RowsOf<'a, W>,
 }
 
 impl<W: Element> Weights for ByColumns<'_, W> {
@@ -91,28 +91,30 @@ impl<W: Element> Weights for ByColumns<'_, W> {
         // Outputs beyond the end stay zero.
         let mut words = [0.0; ROW_BLOCK];
         let count = outputs.len().div_ceil(TILE_ROWS);
-        let row = |n: usize| if n < along.end { &self.w[n * self.k..][outputs.clone()] } else { &[] };
+        let RowsOf { elements, layout, .. } = self.w;
+        // The rows of this block, and those of the next.
+        let (mut starts, mut later) = (layout.starts(along.start), layout.starts(along.start + K_BLOCK * P::PER_WORD));
         for (i, n) in along.clone().step_by(P::PER_WORD).enumerate() {
-            product.words_across(s, [row(n), row(n + 1)], &mut words[..outputs.len()]);
+            let mut rows: [&[W]; 2] = [&[]; 2];
+            for row in &mut rows[..P::PER_WORD.min(along.end - n)] {
+                *row = &elements[starts.advance()..][outputs.clone()];
+                prefetch(s, elements, later.advance(), outputs.clone());
+            }
+            product.words_across(s, rows, &mut words[..outputs.len()]);
             for (tile, words) in
                 tiles.chunks_exact_mut(TILE_ROWS * K_BLOCK).zip(words.chunks_exact(TILE_ROWS)).take(count)
             {
                 tile[i * TILE_ROWS..][..TILE_ROWS].copy_from_slice(words);
             }
-            // The same columns of the rows of the next block.
-            for next in n..along.end.min(n + P::PER_WORD) {
-                if let Some(piece) = self.w.get((next + K_BLOCK * P::PER_WORD) * self.k..) {
-                    prefetch(s, piece, outputs.clone());
-                }
-            }
         }
     }
 }
 
-/// Asks for the values `range` of `row`, if it has as many.
+/// Asks for the values `range` of the row that begins at `start`, if there is one.
 #[inline(always)]
-fn prefetch<S: Simd, W: Element>(s: S, row: &[W], range: Range<usize>) {
-    for line in row.get(range).unwrap_or_default().chunks(64 / size_of::<W>()) {
+fn prefetch<S: Simd, W: Element>(s: S, elements: &[W], start: usize, range: Range<usize>) {
+    let row = elements.get(start..).and_then(|rest| rest.get(range));
+    for line in row.unwrap_or_default().chunks(64 / size_of::<W>()) {
         s.prefetch(line.as_ptr());
     }
 }

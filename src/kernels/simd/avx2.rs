@@ -202,6 +202,26 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn dot_bytes(self, w: *const i8, x: *const i16, n: usize) -> i32 {
+        let whole = n / 16 * 16;
+        // SAFETY: the caller promises `n` values of both.
+        unsafe {
+            let mut acc = _mm256_setzero_si256();
+            let mut i = 0;
+            while i < whole {
+                let wide = _mm256_cvtepi8_epi16(_mm_loadu_si128(w.add(i).cast()));
+                acc = _mm256_add_epi32(acc, _mm256_madd_epi16(wide, _mm256_loadu_si256(x.add(i).cast())));
+                i += 16;
+            }
+            let four = _mm_add_epi32(_mm256_castsi256_si128(acc), _mm256_extracti128_si256::<1>(acc));
+            let two = _mm_add_epi32(four, _mm_shuffle_epi32::<0b01_00_11_10>(four));
+            let one = _mm_add_epi32(two, _mm_shuffle_epi32::<0b10_11_00_01>(two));
+            let rest = (whole..n).map(|i| i32::from(*w.add(i)) * i32::from(*x.add(i)));
+            _mm_cvtsi128_si32(one) + rest.sum::<i32>()
+        }
+    }
+
+    #[inline(always)]
     fn sum(self, v: __m256) -> f32 {
         // SAFETY: see `splat`.
         unsafe { reduce!(v, _mm_add_ps, _mm_add_ss) }

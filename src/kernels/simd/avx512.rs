@@ -151,6 +151,28 @@ macro_rules! simd_avx512 {
             $($extra)*
 
             #[inline(always)]
+            unsafe fn dot_bytes(self, w: *const i8, x: *const i16, n: usize) -> i32 {
+                let whole = n / 32 * 32;
+                // SAFETY: the caller promises `n` values of both; masked lanes are not read.
+                unsafe {
+                    let mut acc = _mm512_setzero_si512();
+                    let mut i = 0;
+                    while i < whole {
+                        let wide = _mm512_cvtepi8_epi16(_mm256_loadu_si256(w.add(i).cast()));
+                        acc = _mm512_add_epi32(acc, _mm512_madd_epi16(wide, _mm512_loadu_si512(x.add(i).cast())));
+                        i += 32;
+                    }
+                    if whole < n {
+                        let rest = (1u32 << (n - whole)) - 1;
+                        let wide = _mm512_cvtepi8_epi16(_mm256_maskz_loadu_epi8(rest, w.add(whole)));
+                        let x = _mm512_maskz_loadu_epi16(rest, x.add(whole));
+                        acc = _mm512_add_epi32(acc, _mm512_madd_epi16(wide, x));
+                    }
+                    _mm512_reduce_add_epi32(acc)
+                }
+            }
+
+            #[inline(always)]
             fn sum(self, v: __m512) -> f32 {
                 // SAFETY: see `splat`.
                 unsafe { reduce!(v, _mm256_add_ps, _mm_add_ps, _mm_add_ss) }

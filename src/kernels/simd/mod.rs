@@ -102,6 +102,16 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
         self.fma(self.low_halves(w), self.low_halves(x), acc)
     }
 
+    /// `sum_i w[i] * x[i]`, exact as long as 32 bits hold it and the sums of any of its parts.
+    ///
+    /// # Safety
+    /// Both are valid for reading `n` values.
+    #[inline(always)]
+    unsafe fn dot_bytes(self, w: *const i8, x: *const i16, n: usize) -> i32 {
+        // SAFETY: `i < n`.
+        (0..n).map(|i| unsafe { i32::from(*w.add(i)) * i32::from(*x.add(i)) }).sum()
+    }
+
     /// Sum of all lanes in a fixed order: lane `i` and lane `i + half`, then halves of that, down to one.
     fn sum(self, v: Self::V) -> f32;
     /// Largest lane, in the order of [`Simd::sum`]; if a lane is NaN the result may be any lane.

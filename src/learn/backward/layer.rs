@@ -19,7 +19,7 @@ use crate::kernels::{
     AttentionPass, AttentionShape, Cpu, activate, activate_backward, add_assign, attention_backward,
     attention_recorded, gated, gated_backward, rope, rope_backward,
 };
-use crate::model::{Ffn, Layer, Linear, Model, Norm, sized};
+use crate::model::{Ffn, Layer, Model, Norm, sized};
 use crate::tensor::Buffer;
 
 impl Pass<'_> {
@@ -283,14 +283,4 @@ fn norm_back(cpu: &Cpu, norm: &Norm, d: usize, x: &[f32], gradient: &mut Buffer,
     dx.fill(0.0);
     norm.apply_backward(cpu, x, d, &gradient[..x.len()], dx);
     std::mem::swap(gradient, room);
-}
-
-impl Ffn {
-    /// The matrix that inners are multiplied with, `[d, F]`.
-    fn second(&self) -> &Linear {
-        match self {
-            Ffn::Plain { fc2, .. } => fc2,
-            Ffn::Gated { down, .. } => down,
-        }
-    }
 }

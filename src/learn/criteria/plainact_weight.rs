@@ -43,7 +43,9 @@ impl Criterion for PlainActWeight {
 
 /// `out[i] += sum_j abs(W[i,j] dW[i,j])`, where `dW = grads^T inputs`; `grads` `[T, F]`.
 fn add_products(input: &LayerInput<'_>, linear: &Linear, grads: &[f32], out: &mut [f32]) -> Result<()> {
-    let (t, d, f) = (input.record.tokens, linear.weight.cols(), linear.weight.rows());
+    // A neuron's row of the first matrices is a row of their memory in every arrangement.
+    let weight = linear.weight.stored();
+    let (t, d, f) = (input.record.tokens, weight.cols(), weight.rows());
     // The inputs `[T, d]` as the matrix of the product whose sums run down the columns.
     let inputs = Matrix::new(TensorData::from_f32(&[t, d], input.record.ffn_inputs)?)?;
     let mut columns = vec![0.0; f * t];
@@ -56,7 +58,7 @@ fn add_products(input: &LayerInput<'_>, linear: &Linear, grads: &[f32], out: &mu
     linear_transposed(input.cpu, &inputs, None, &columns, &mut gradient);
     let mut row = vec![0.0; d];
     for (i, (out, gradient)) in out.iter_mut().zip(gradient.chunks_exact(d)).enumerate() {
-        embed_row(input.cpu, &linear.weight, i, &mut row);
+        embed_row(input.cpu, weight, i, &mut row);
         *out += row.iter().zip(gradient).map(|(w, g)| f64::from((w * g).abs())).sum::<f64>() as f32;
     }
     Ok(())

@@ -221,7 +221,7 @@ fn plainact_weight_is_of_the_weights_gradient() {
     let sample = Sample::new(21, 11);
     let scores = sample.score("plainact-weight", UnitKind::Neurons, Form::Sequence);
     let crate::model::Ffn::Plain { fc1, .. } = &sample.model.layers[1].ffn else { panic!("plain") };
-    let MatrixView::F32(w) = fc1.weight.view() else { panic!("f32") };
+    let MatrixView::F32(w) = fc1.weight.stored().view() else { panic!("f32") };
     for (i, found) in scores.iter().enumerate() {
         let gradient = |j: usize| -> f64 {
             let rows = (0..21)

@@ -4,8 +4,8 @@ use std::ops::ControlFlow;
 
 use super::histogram::SizeHistogram;
 use super::{GateStatistic, GateThresholds, check_gated};
-use crate::kernels::{Cpu, activate, embed_row};
-use crate::model::{Ffn, KvCache, Model, Probe, Rows, Segment, Workspace};
+use crate::kernels::{Cpu, activate};
+use crate::model::{KvCache, Model, Probe, Rows, Segment, Workspace};
 use crate::sparsity::ModelIdentity;
 use crate::{Error, Result};
 
@@ -109,18 +109,8 @@ fn windows(tokens: &[u32], window: usize, context: usize) -> Result<Vec<&[u32]>>
 fn scales(cpu: &Cpu, model: &Model, squares: &[f64], counted: usize) -> Result<Vec<f32>> {
     let f = model.config.ffn;
     let mut scales = Vec::with_capacity(squares.len());
-    let mut row = vec![0.0; f];
     for (layer, squares) in model.layers.iter().zip(squares.chunks_exact(f)) {
-        let Ffn::Gated { down, .. } = &layer.ffn else {
-            return Err(Error::NotGated { architecture: model.config.architecture.name() });
-        };
-        let mut norms = vec![0.0; f];
-        for i in 0..down.weight.rows() {
-            embed_row(cpu, &down.weight, i, &mut row);
-            for (norm, w) in norms.iter_mut().zip(&row) {
-                *norm += f64::from(*w) * f64::from(*w);
-            }
-        }
+        let norms = layer.ffn.output_squares(cpu);
         let first = scales.len();
         scales.extend(squares.iter().zip(&norms).map(|(up, down)| (up / counted as f64 * down).sqrt() as f32));
         if scales[first..].iter().any(|scale| !scale.is_finite()) {
@@ -219,6 +209,7 @@ mod tests {
 
     use super::super::GateMask;
     use super::*;
+    use crate::model::Ffn;
     use crate::model::random::random_checkpoint;
     use crate::sparsity::testing::cpu;
 
@@ -282,7 +273,7 @@ mod tests {
                 let scale = |i: usize| -> f64 {
                     let ups: Vec<f64> = sampled.ups[layer].iter().skip(i).step_by(40).map(|&u| f64::from(u)).collect();
                     let rms = (ups.iter().map(|u| u * u).sum::<f64>() / ups.len() as f64).sqrt();
-                    let crate::tensor::MatrixView::F32(w) = down.weight.view() else { unreachable!() };
+                    let crate::tensor::MatrixView::F32(w) = down.weight.stored().view() else { unreachable!() };
                     rms * w.iter().skip(i).step_by(40).map(|&w| f64::from(w).powi(2)).sum::<f64>().sqrt()
                 };
                 let scales: Vec<f64> = match &thresholds.scales {

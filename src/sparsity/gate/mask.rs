@@ -9,6 +9,7 @@ use super::GateSkip;
 use crate::Result;
 use crate::kernels::{Cpu, activate};
 use crate::model::{Probe, Rows};
+use crate::sparsity::PlanMasks;
 
 /// A probe that sets the inners of neurons under their threshold to zero, and counts them.
 #[derive(Debug)]
@@ -44,31 +45,45 @@ impl GateMask {
         GateMask { prefix, window: window.max(1), ..self }
     }
 
-    /// The share of inners set to zero in the rows that are masked, over all layers; 0 before the first.
+    /// The share of the kept inners that were set to zero in the rows that are masked, over all layers; 0 before the first.
     pub fn skipped(&self) -> f64 {
         self.skipped as f64 / self.neurons.max(1) as f64
     }
 }
 
-impl Probe for GateMask {
-    fn gates(&mut self, rows: Rows, gates: &mut [f32], ups: &mut [f32]) {
+impl GateMask {
+    /// Sets `ups` (`[rows, F]`) of skipped neurons to zero, and counts. `kept` says of a row which neurons a plan has kept, as bits,
+    /// or that the row stays as it is.
+    pub(crate) fn mask<'k>(
+        &mut self,
+        layer: usize,
+        gates: &[f32],
+        ups: &mut [f32],
+        kept: impl Fn(usize) -> Option<&'k [u64]>,
+    ) {
         self.sizes.clear();
         self.sizes.extend_from_slice(gates);
         activate(&self.cpu, self.config.activation, &mut self.sizes);
-        let thresholds = self.skip.layer(rows.layer);
+        let thresholds = self.skip.layer(layer);
         let f = thresholds.len();
         for (row, (sizes, ups)) in self.sizes.chunks_exact(f).zip(ups.chunks_exact_mut(f)).enumerate() {
-            if (self.seen + row) % self.window < self.prefix {
-                continue;
-            }
-            for ((size, up), threshold) in sizes.iter().zip(ups).zip(thresholds) {
+            let Some(kept) = kept(row) else { continue };
+            for (i, ((size, up), threshold)) in sizes.iter().zip(ups).zip(thresholds).enumerate() {
                 if size.abs() < *threshold {
                     *up = 0.0;
-                    self.skipped += 1;
+                    self.skipped += kept[i / 64] >> (i % 64) & 1;
                 }
             }
-            self.neurons += f as u64;
+            self.neurons += kept.iter().map(|word| u64::from(word.count_ones())).sum::<u64>();
         }
+    }
+}
+
+impl Probe for GateMask {
+    fn gates(&mut self, rows: Rows, gates: &mut [f32], ups: &mut [f32]) {
+        let (seen, window, prefix) = (self.seen, self.window, self.prefix);
+        let all = PlanMasks::all(self.config.ffn);
+        self.mask(rows.layer, gates, ups, |row| ((seen + row) % window >= prefix).then_some(&all[..]));
         if rows.layer + 1 == self.config.layers {
             self.seen += rows.count;
         }

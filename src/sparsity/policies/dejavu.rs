@@ -9,11 +9,11 @@ use std::sync::Arc;
 
 use super::predicted::Predicted;
 use crate::sparsity::predictor::Predictor;
-use crate::sparsity::{Budget, Plan, Policy, PolicyInput, Station};
+use crate::sparsity::{Budget, MaskRows, Plan, Policy, PolicyInput, RowsInput, Station};
 use crate::{Error, Result};
 
 /// Plans by a predictor per layer, one layer ahead.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct DejaVu {
     predicted: Predicted,
 }
@@ -51,6 +51,14 @@ impl Policy for DejaVu {
 
     fn decide(&mut self, input: PolicyInput<'_>, plan: &mut Plan) -> Result<()> {
         self.predicted.decide(input, plan)
+    }
+
+    fn decide_rows(&mut self, input: RowsInput<'_>, masks: &mut MaskRows<'_>) -> Result<()> {
+        self.predicted.decide_rows(input, masks)
+    }
+
+    fn fork(&self) -> Box<dyn Policy> {
+        Box::new(DejaVu { predicted: self.predicted.fork() })
     }
 
     fn bytes_per_decision(&self) -> u64 {

@@ -20,6 +20,10 @@ impl Policy for Dense {
         Ok(())
     }
 
+    fn fork(&self) -> Box<dyn Policy> {
+        Box::new(*self)
+    }
+
     fn bytes_per_decision(&self) -> u64 {
         0
     }

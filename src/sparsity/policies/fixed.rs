@@ -52,6 +52,10 @@ impl Policy for Fixed {
         Ok(())
     }
 
+    fn fork(&self) -> Box<dyn Policy> {
+        Box::new(self.clone())
+    }
+
     fn bytes_per_decision(&self) -> u64 {
         0
     }

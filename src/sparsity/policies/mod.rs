@@ -6,6 +6,7 @@ mod fixed;
 mod oracle;
 mod predicted;
 mod random;
+mod rows;
 mod shadow;
 
 pub use dejavu::DejaVu;

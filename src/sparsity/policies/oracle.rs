@@ -5,8 +5,9 @@
 
 use std::fmt;
 
+use super::rows::{BLOCK, RowSelectors};
 use crate::Result;
-use crate::sparsity::{Budget, Plan, Policy, PolicyInput, Scores, Selector, Station, Units};
+use crate::sparsity::{Budget, MaskRows, Plan, Policy, PolicyInput, RowsInput, Scores, Selector, Station, Units};
 
 /// Where an [`Oracle`]'s scores come from. Closures `FnMut(usize, &mut Scores) -> Result<()>` are sources.
 pub trait ScoreSource: Send {
@@ -30,6 +31,7 @@ pub struct Oracle<S> {
     units: Units,
     scores: Scores,
     selector: Selector,
+    rows: RowSelectors,
 }
 
 impl<S: ScoreSource> Oracle<S> {
@@ -40,11 +42,18 @@ impl<S: ScoreSource> Oracle<S> {
     pub fn new(source: S, budget: Budget, units: impl Into<Units>) -> Result<Self> {
         budget.validate()?;
         let units = units.into();
-        Ok(Oracle { source, budget, units, scores: Scores::zeros(units), selector: Selector::new() })
+        Ok(Oracle::of(source, budget, units))
     }
 }
 
-impl<S: ScoreSource> Policy for Oracle<S> {
+impl<S> Oracle<S> {
+    fn of(source: S, budget: Budget, units: Units) -> Self {
+        let (scores, selector, rows) = (Scores::zeros(units), Selector::new(), RowSelectors::default());
+        Oracle { source, budget, units, scores, selector, rows }
+    }
+}
+
+impl<S: ScoreSource + Clone + 'static> Policy for Oracle<S> {
     fn name(&self) -> &'static str {
         "oracle"
     }
@@ -56,6 +65,21 @@ impl<S: ScoreSource> Policy for Oracle<S> {
     fn decide(&mut self, input: PolicyInput<'_>, plan: &mut Plan) -> Result<()> {
         self.source.scores(input.position, &mut self.scores)?;
         self.selector.select(&self.scores, &self.budget, self.units, plan)
+    }
+
+    fn decide_rows(&mut self, input: RowsInput<'_>, masks: &mut MaskRows<'_>) -> Result<()> {
+        let mut rows: Vec<_> = masks.rows().collect();
+        for (block, first) in rows.chunks_mut(BLOCK).zip((input.position..).step_by(BLOCK)) {
+            for (position, scores) in (first..).zip(self.rows.scores(block.len(), self.units)) {
+                self.source.scores(position, scores)?;
+            }
+            self.rows.select(input.cpu, &self.budget, self.units, 1..self.units.layers, block)?;
+        }
+        Ok(())
+    }
+
+    fn fork(&self) -> Box<dyn Policy> {
+        Box::new(Oracle::of(self.source.clone(), self.budget, self.units))
     }
 
     fn bytes_per_decision(&self) -> u64 {

@@ -8,10 +8,10 @@ use std::sync::Arc;
 use super::predicted::Predicted;
 use crate::Result;
 use crate::sparsity::predictor::Predictor;
-use crate::sparsity::{Budget, Plan, Policy, PolicyInput, Station};
+use crate::sparsity::{Budget, MaskRows, Plan, Policy, PolicyInput, RowsInput, Station};
 
 /// Plans by a predictor with few stations, usually one.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Shadow {
     predicted: Predicted,
 }
@@ -38,6 +38,14 @@ impl Policy for Shadow {
 
     fn decide(&mut self, input: PolicyInput<'_>, plan: &mut Plan) -> Result<()> {
         self.predicted.decide(input, plan)
+    }
+
+    fn decide_rows(&mut self, input: RowsInput<'_>, masks: &mut MaskRows<'_>) -> Result<()> {
+        self.predicted.decide_rows(input, masks)
+    }
+
+    fn fork(&self) -> Box<dyn Policy> {
+        Box::new(Shadow { predicted: self.predicted.fork() })
     }
 
     fn bytes_per_decision(&self) -> u64 {

@@ -80,6 +80,44 @@ pub struct Training {
     pub tokens: u64,
     /// Seed of the training.
     pub seed: u64,
+    /// How it was trained and what came of it; `None` if nothing trained it, or a program that does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run: Option<TrainingRun>,
+}
+
+/// How a predictor was trained, and how well it did on documents that were held out.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct TrainingRun {
+    /// Program and version that trained it.
+    pub program: String,
+    /// Hidden units for heads; of the trunk, if heads and neurons share it.
+    pub head_width: usize,
+    /// Hidden units for neurons.
+    pub neuron_width: usize,
+    /// What was minimised: `mse`, `bce` or `listwise`.
+    pub loss: String,
+    /// How targets were scaled: `max` or `min_max`.
+    pub target_scale: String,
+    /// Times that every token was used.
+    pub passes: usize,
+    /// Steps of the optimiser.
+    pub steps: u64,
+    /// Largest learning rate.
+    pub learning_rate: f32,
+    /// Share of the documents that were held out.
+    pub held_out: f64,
+    /// Held-out tokens that the rankings are over.
+    pub judged: u64,
+    /// Fraction of the heads that counts as best in the ranking.
+    pub kept_heads: f32,
+    /// Fraction of the neurons that counts as best in the ranking.
+    pub kept_neurons: f32,
+    /// How the weights of this file rank heads.
+    #[serde(default)]
+    pub heads: Option<Ranking>,
+    /// How the weights of this file rank neurons.
+    #[serde(default)]
+    pub neurons: Option<Ranking>,
 }
 
 /// One trial of a predictor on text that it was not trained on.

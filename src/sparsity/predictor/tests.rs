@@ -56,6 +56,51 @@ fn a_constant_predictor_gives_its_scores() {
     }
 }
 
+/// Many tokens at once get, bit for bit, the scores that each gets alone.
+#[test]
+fn rows_are_predicted_as_one_by_one() {
+    let trunk = |mut stations: Vec<StationWeights>| {
+        for station in &mut stations {
+            station.trunk = station.heads.as_mut().and_then(|network| network.hidden.take());
+            station.neurons.as_mut().unwrap().hidden = None;
+        }
+        stations
+    };
+    for format in [WeightFormat::F32, WeightFormat::F16, WeightFormat::Int8] {
+        for normalization in [Normalization::None, Normalization::MinMax, Normalization::Standardize] {
+            let info = PredictorInfo { stations: vec![0, 1], normalization, ..info() };
+            let mut stations = random_predictor(&info, &config(), 600, 600, 7);
+            if normalization == Normalization::Standardize {
+                stations = trunk(stations);
+                for station in &mut stations {
+                    station.standard = Some((values(5, 8), values(6, 8)));
+                }
+            }
+            let (_directory, path) = written(&info, &stations, format);
+            let predictor = open(&path, &info).unwrap();
+            for threads in [1, 3] {
+                let cpu = Cpu::new(&CpuOptions { threads: Some(threads), ..CpuOptions::default() }).unwrap();
+                for rows in [1, 2, 5, 16, 31] {
+                    let mut x = values(rows as u64, 8 * rows);
+                    x[0] = f32::NAN;
+                    let mut together = vec![Scores::zeros(UNITS); rows];
+                    let mut into: Vec<&mut Scores> = together.iter_mut().collect();
+                    let mut scratch = PredictorScratch::default();
+                    for station in 0..2 {
+                        predictor.predict_rows(&cpu, station, &x, ALL, &mut scratch, &mut into).unwrap();
+                    }
+                    let bits = |scores: &Scores| {
+                        scores.heads.iter().chain(&scores.neurons).map(|v| v.to_bits()).collect::<Vec<_>>()
+                    };
+                    for (x, together) in x.chunks_exact(8).zip(&together) {
+                        assert!(bits(together) == bits(&predict(&predictor, &cpu, x)), "{format:?}, {rows} rows");
+                    }
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn the_same_input_gives_the_same_file() {
     let weights = random_predictor(&info(), &config(), 3, 5, 7);

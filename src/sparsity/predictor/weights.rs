@@ -6,10 +6,9 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use rayon::prelude::*;
 use shadowllm_weights::Storage;
 
-use crate::kernels::{Cpu, Kernel, Simd, linear};
+use crate::kernels::{Cpu, Kernel, SharedOut, Simd, linear};
 use crate::tensor::Matrix;
 
 /// `y = W x + b`.
@@ -40,8 +39,8 @@ pub(super) struct Int8 {
     pub(super) cols: usize,
 }
 
-/// Rows that one task computes.
-const TASK_ROWS: usize = 256;
+/// Bytes that are asked for ahead: a stream of short rows is faster so than by the processor's own guesses.
+const AHEAD: usize = 4096;
 /// Products that 32 bits hold for sure: `512 * 127 * 32767 < 2^31`.
 const EXACT: usize = 512;
 
@@ -51,81 +50,98 @@ impl Int8 {
         bytemuck::cast_slice(&self.storage.bytes()[self.range.clone()])
     }
 
-    /// `out[r] = scale[r] * sum_c w[r, c] * x[c] + bias[r]`, with `x` rounded to 16-bit integers: its largest value becomes
-    /// 32767, so a rounding error is at most a 65534th of that. Sums of integers are exact, so results depend neither on the
-    /// instruction set nor on threads.
-    fn apply(&self, cpu: &Cpu, bias: Option<&[f32]>, x: &[f32], scratch: &mut Vec<i16>, out: &mut [f32]) {
-        let unit = quantize(x, scratch);
-        let (weight, x) = (self.values(), &scratch[..]);
-        let task = |first: usize, out: &mut [f32]| {
+    /// `out[t][r] = scale[r] * sum_c w[r, c] * x[t][c] + bias[r]`, with each row of `x` rounded to 16-bit integers: its largest value
+    /// becomes 32767, so a rounding error is at most a 65534th of that. Sums of integers are exact, so results depend neither on
+    /// the instruction set nor on threads, nor on the other rows.
+    fn apply(&self, cpu: &Cpu, bias: Option<&[f32]>, x: &[f32], scratch: &mut Integers, out: &mut [f32]) {
+        let (cols, rows) = (self.cols.max(1), self.scale.len());
+        scratch.quantize(x, cols);
+        let (weight, Integers { values, units }) = (self.values(), &*scratch);
+        let out = SharedOut::new(out);
+        let task = |first: usize, count: usize| {
             cpu.run(Int8Rows {
-                weight: &weight[first * self.cols..][..out.len() * self.cols],
-                scale: &self.scale[first..][..out.len()],
-                bias: bias.map(|bias| &bias[first..][..out.len()]),
-                x,
-                unit,
+                weight: &weight[first * cols..][..count * cols],
+                scale: &self.scale[first..][..count],
+                bias: bias.map(|bias| &bias[first..][..count]),
+                x: values,
+                units,
+                first,
+                rows,
                 out,
             });
         };
-        // A pool of one thread is the caller's own, and rayon must not be asked then: it would start threads of its own.
-        if cpu.threads() == 1 || out.len() <= TASK_ROWS {
-            return task(0, out);
-        }
-        cpu.install(|| {
-            out.par_chunks_mut(TASK_ROWS).enumerate().for_each(|(i, out)| task(i * TASK_ROWS, out));
-        });
+        cpu.split(rows, 1, cols, &|range| task(range.start, range.len()));
     }
 }
 
-/// Rounds `x` to integers; returns what 1 stands for. That is NaN if `x` has a value that is not finite, and then so is every
-/// product, so that the mistake is seen where scores are checked.
-fn quantize(x: &[f32], into: &mut Vec<i16>) -> f32 {
-    into.clear();
-    let largest = x.iter().fold(0.0_f32, |largest, v| largest.max(v.abs()));
-    let broken = x.iter().any(|v| !v.is_finite());
-    let unit = if broken { f32::NAN } else { largest / f32::from(i16::MAX) };
-    let per_unit = if unit > 0.0 { unit.recip() } else { 0.0 };
-    into.extend(x.iter().map(|v| (v * per_unit).round_ties_even() as i16));
-    unit
+/// Rows of `x`, rounded to integers.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Integers {
+    /// `[t, cols]`
+    values: Vec<i16>,
+    /// What 1 in a row stands for, `[t]`.
+    units: Vec<f32>,
+}
+
+impl Integers {
+    /// A row that has a value which is not finite gets the unit NaN, and so does every product with it, so that the mistake is seen
+    /// where scores are checked.
+    fn quantize(&mut self, x: &[f32], cols: usize) {
+        self.values.clear();
+        self.units.clear();
+        for row in x.chunks_exact(cols) {
+            let largest = row.iter().fold(0.0_f32, |largest, v| largest.max(v.abs()));
+            let broken = row.iter().any(|v| !v.is_finite());
+            let unit = if broken { f32::NAN } else { largest / f32::from(i16::MAX) };
+            let per_unit = if unit > 0.0 { unit.recip() } else { 0.0 };
+            self.values.extend(row.iter().map(|v| (v * per_unit).round_ties_even() as i16));
+            self.units.push(unit);
+        }
+    }
 }
 
 /// Consecutive rows of an [`Int8`] matrix.
 struct Int8Rows<'a> {
-    /// `[rows, cols]`
+    /// `[count, cols]`
     weight: &'a [i8],
-    /// `[rows]`
+    /// `[count]`
     scale: &'a [f32],
-    /// `[rows]`
+    /// `[count]`
     bias: Option<&'a [f32]>,
-    /// `[cols]`
+    /// `[t, cols]`
     x: &'a [i16],
-    /// What 1 in `x` stands for.
-    unit: f32,
-    /// `[rows]`
-    out: &'a mut [f32],
+    /// What 1 in a row of `x` stands for, `[t]`.
+    units: &'a [f32],
+    /// Index of the first row.
+    first: usize,
+    /// Rows of the whole matrix.
+    rows: usize,
+    /// `[t, rows]`; this kernel writes columns `first .. first + count` only.
+    out: SharedOut<'a>,
 }
 
 impl Kernel for Int8Rows<'_> {
     type Out = ();
 
-    /// Plain loops, which the compiler turns into the instructions that it is entered with: integers may be summed in any order.
     #[inline(always)]
-    fn run<S: Simd>(self, _: S) {
-        let rows = self.weight.chunks_exact(self.x.len().max(1));
-        for (r, (row, out)) in rows.zip(self.out).enumerate() {
-            let mut sum = 0.0;
-            for (w, x) in row.chunks(EXACT).zip(self.x.chunks(EXACT)) {
-                sum += dot(w, x) as f32;
+    fn run<S: Simd>(self, s: S) {
+        let cols = (self.x.len() / self.units.len().max(1)).max(1);
+        for (r, row) in self.weight.chunks_exact(cols).enumerate() {
+            for line in (0..cols).step_by(64) {
+                s.prefetch(row.as_ptr().wrapping_add(AHEAD + line));
             }
-            *out = self.scale[r] * (sum * self.unit) + self.bias.map_or(0.0, |bias| bias[r]);
+            for (t, (x, unit)) in self.x.chunks_exact(cols).zip(self.units).enumerate() {
+                let mut sum = 0.0;
+                for (w, x) in row.chunks(EXACT).zip(x.chunks(EXACT)) {
+                    // SAFETY: both have `w.len()` values.
+                    sum += unsafe { s.dot_bytes(w.as_ptr(), x.as_ptr(), w.len()) } as f32;
+                }
+                let value = self.scale[r] * (sum * unit) + self.bias.map_or(0.0, |bias| bias[r]);
+                // SAFETY: column `first + r` belongs to this task alone; row `t` and the column are inside `out`.
+                unsafe { *self.out.at(t * self.rows + self.first + r) = value };
+            }
         }
     }
-}
-
-/// `sum_c w[c] * x[c]` for at most [`EXACT`] products.
-#[inline(always)]
-fn dot(w: &[i8], x: &[i16]) -> i32 {
-    w.iter().zip(x).map(|(&w, &x)| i32::from(w) * i32::from(x)).sum()
 }
 
 impl Layer {
@@ -137,8 +153,18 @@ impl Layer {
         }
     }
 
-    /// Applies it to one vector `x` (`[cols]`) into `out` (`[rows]`).
-    pub(super) fn apply(&self, cpu: &Cpu, x: &[f32], scratch: &mut Vec<i16>, out: &mut [f32]) {
+    /// Inputs.
+    pub(super) fn cols(&self) -> usize {
+        match &self.weight {
+            Weight::Float(matrix) => matrix.cols(),
+            Weight::Int8(int8) => int8.cols,
+        }
+    }
+
+    /// Applies it to the rows of `x` (`[t, cols]`) into `out` (`[t, rows]`).
+    pub(super) fn apply(&self, cpu: &Cpu, x: &[f32], scratch: &mut Integers, out: &mut [f32]) {
+        let (rows, cols) = (self.rows(), self.cols());
+        assert_eq!(x.len() * rows, out.len() * cols, "as many rows of {cols} inputs as of {rows} outputs expected");
         match &self.weight {
             Weight::Float(matrix) => linear(cpu, matrix, self.bias.as_deref(), x, out),
             Weight::Int8(int8) => int8.apply(cpu, self.bias.as_deref(), x, scratch, out),

@@ -77,6 +77,18 @@ pub fn write_predictor(
     stations: &[StationWeights],
     format: WeightFormat,
 ) -> Result<()> {
+    Ok(write_atomic(path, &predictor_bytes(info, stations, format)?)?)
+}
+
+/// The content of a predictor file.
+///
+/// # Errors
+/// As [`write_predictor`], but for those of writing.
+pub(crate) fn predictor_bytes(
+    info: &PredictorInfo,
+    stations: &[StationWeights],
+    format: WeightFormat,
+) -> Result<Vec<u8>> {
     let mut tensors = Vec::new();
     for (s, station) in stations.iter().enumerate() {
         if let Some((mean, scale)) = &station.standard {
@@ -103,8 +115,7 @@ pub fn write_predictor(
         .map_err(|e| Error::PredictorWeights { reason: e.to_string() })?;
     // One key only: the order of several would be random.
     let metadata = HashMap::from([(KEY.to_owned(), info.to_json()?)]);
-    let bytes = serialize(views, Some(metadata)).map_err(|e| Error::PredictorWeights { reason: e.to_string() })?;
-    Ok(write_atomic(path, &bytes)?)
+    serialize(views, Some(metadata)).map_err(|e| Error::PredictorWeights { reason: e.to_string() })
 }
 
 fn vector(name: String, values: &[f32]) -> Tensor {

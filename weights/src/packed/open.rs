@@ -51,10 +51,17 @@ impl PackedCheckpoint {
     /// # Errors
     /// [`Error::Packed`] says what is wrong with it; [`Error::Io`] and [`Error::NotAFile`].
     pub fn open(path: &Path) -> Result<Self> {
-        let packed = Self::read(path).map_err(|e| or_busy(e, path))?;
+        let mut packed = Self::read(path).map_err(|e| or_busy(e, path))?;
         match packed.find_source() {
             Some(source) => packed.checked_for(&source, &()),
-            None => Ok(packed),
+            None => {
+                // The weights are gone; the tokenizer may be there still.
+                let is_model = |directory: &PathBuf| directory.join("config.json").is_file();
+                if let Some(directory) = packed.directories().find(is_model).or_else(|| packed.directories().next()) {
+                    packed.rest.set_directory(&directory);
+                }
+                Ok(packed)
+            }
         }
     }
 
@@ -95,7 +102,7 @@ impl PackedCheckpoint {
         }
         pack_locked(source, path, progress, &lock)?;
         let mut packed = Self::read(path)?;
-        packed.rest.set_config(source.config().clone());
+        packed.rest.describe_as(source);
         Ok(packed)
     }
 
@@ -134,10 +141,16 @@ impl PackedCheckpoint {
         if !self.source.is_directory() {
             return Checkpoint::embedded().ok().filter(|embedded| embedded.location() == self.source.location);
         }
+        self.directories().find_map(|dir| Checkpoint::open(&dir).ok())
+    }
+
+    /// Where the model may be, most likely first.
+    fn directories(&self) -> impl Iterator<Item = PathBuf> + use<> {
         // A model that was moved takes its packed file along.
         let own = self.path.parent().filter(|_| self.path.file_name().is_some_and(|name| name == FILE_NAME));
-        let own = own.map(|parent| if parent.as_os_str().is_empty() { Path::new(".") } else { parent });
-        own.into_iter().chain([Path::new(&self.source.location)]).find_map(|dir| Checkpoint::open(dir).ok())
+        let own = own.map(|parent| if parent.as_os_str().is_empty() { Path::new(".") } else { parent }.to_owned());
+        let source = self.source.is_directory().then(|| PathBuf::from(&self.source.location));
+        own.into_iter().chain(source)
     }
 
     fn checked_for(mut self, source: &Checkpoint, progress: &dyn Progress) -> Result<Self> {
@@ -148,7 +161,7 @@ impl PackedCheckpoint {
         }
         self.source.check(&self.path, source, progress)?;
         // Special tokens may have changed since.
-        self.rest.set_config(source.config().clone());
+        self.rest.describe_as(source);
         Ok(self)
     }
 
@@ -161,7 +174,8 @@ impl PackedCheckpoint {
         PackedLayer { heads, kv_heads, neurons }
     }
 
-    /// All tensors that are not packed, under their own names: norms, biases, embeddings, an untied head.
+    /// All tensors that are not packed, under their own names: norms, biases, embeddings, an untied head. Its side files, a
+    /// tokenizer among them, are those of the model that the file belongs to, where it is to be found.
     pub fn checkpoint(&self) -> &Checkpoint {
         &self.rest
     }
