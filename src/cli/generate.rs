@@ -49,7 +49,8 @@ pub(super) struct Generate {
     prompts: Option<PathBuf>,
 
     /// With --prompts: most texts that are decoded at the same time.
-    #[arg(long, value_name = "N", default_value = "8", requires = "prompts")]
+    #[arg(long, value_name = "N", default_value = "8", requires = "prompts",
+        conflicts_with_all = ["prompt", "prompt_option", "prompt_file", "prompt_ids"])]
     batch: NonZero<usize>,
 
     /// Most tokens to generate.
