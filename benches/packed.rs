@@ -2,7 +2,7 @@
 //! for both: prompts, scored texts and single tokens.
 //!
 //! ```text
-//! cargo bench --bench packed -- --model DIR [--threads N] [--repeats N]
+//! cargo bench --bench packed -- --model DIR [--threads N] [--repeats N] [--only TEXT]
 //! ```
 
 #![allow(clippy::print_stdout, clippy::unwrap_used)]
@@ -22,8 +22,11 @@ fn median(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
-/// Times `pass` on both sessions in turn; prints the median times and the median of their ratios.
+/// Times `pass`, if its label contains what `--only` says, on both sessions in turn; prints the median times and the median of their ratios.
 fn compare(label: &str, repeats: usize, sessions: &mut [Session; 2], mut pass: impl FnMut(&mut Session)) {
+    if argument("--only").is_some_and(|text| !label.contains(&text)) {
+        return;
+    }
     let mut seconds: [Vec<f64>; 2] = Default::default();
     // The first round brings everything into memory.
     for round in 0..=repeats {
@@ -65,8 +68,12 @@ fn main() {
                 session.prefill(&prompt).unwrap();
             });
         }
-        compare(&format!("16 tokens after it, {} products", compute.name()), repeats, &mut sessions, |session| {
-            session.truncate(512);
+        for session in &mut sessions {
+            session.truncate(0);
+            session.prefill(&[11; 128]).unwrap();
+        }
+        compare(&format!("16 tokens after 128, {} products", compute.name()), repeats, &mut sessions, |session| {
+            session.truncate(128);
             (0..16).for_each(|token| {
                 session.step(token).unwrap();
             });

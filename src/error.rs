@@ -249,6 +249,12 @@ pub enum Error {
         /// All names.
         known: String,
     },
+    /// A criterion was computed without what it needs.
+    #[error("criterion {criterion} needs the curvature of the text; compute it first (learn::criteria::curvature)")]
+    CurvatureMissing {
+        /// The criterion.
+        criterion: &'static str,
+    },
     /// A task that is not in the list.
     #[error("unknown task {found:?}; known are {known}")]
     UnknownTask {
@@ -311,12 +317,6 @@ pub enum Error {
         question: usize,
         /// From 1.
         choice: usize,
-    },
-    /// A criterion was computed without what it needs.
-    #[error("criterion {criterion} needs the curvature of the text; compute it first (learn::criteria::curvature)")]
-    CurvatureMissing {
-        /// The criterion.
-        criterion: &'static str,
     },
     /// The work was interrupted on request.
     #[error("interrupted")]

@@ -20,7 +20,7 @@
 //! | --- | --- |
 //! | [`generate`] | engine, sessions, sampling, streaming, tokenizers, chat templates |
 //! | [`eval`] | perplexity, log-likelihoods and tasks, dense or under a policy |
-//! | [`learn`] | gradients of activations, criteria, and the training of predictors |
+//! | [`learn`] | gradients of activations, criteria, samples, and the training of predictors |
 //! | [`sparsity`] | budgets, plans and the policies that make them, predictors |
 //! | [`model`] | configuration to layers, the forward pass, the key/value cache |
 //! | [`kernels`] | CPU kernels, each for several instruction sets |

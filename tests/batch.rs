@@ -284,7 +284,7 @@ fn the_order_of_a_batch_changes_nothing() {
     let loaded = loaded();
     let way = |i: u64| Way {
         prompt: 2 + i as usize,
-        sparse: (i > 0).then(|| Sparse {
+        sparse: (i > 0).then_some(Sparse {
             heads: 0.5,
             neurons: 0.3,
             scope: Scope::Global,

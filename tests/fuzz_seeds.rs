@@ -12,7 +12,7 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use shadowllm::kernels::{Cpu, CpuOptions};
-use shadowllm::learn::trace::{SampleOptions, Shard, TextSource, check_trace_file, criterion, write_trace};
+use shadowllm::learn::trace::{Importance, SampleOptions, Shard, TextSource, check_trace_file, write_trace};
 use shadowllm::model::Model;
 use shadowllm::model::random::random_checkpoint;
 use shadowllm::sparsity::predictor::{
@@ -106,9 +106,9 @@ fn traces() {
         let bytes = seed("trace", name, |path| {
             let options =
                 SampleOptions { input, stations: stations.clone(), window: 4, seed: 1, data: "numbers".to_owned() };
-            let criterion = criterion("magnitude", &cpu, &model).unwrap();
+            let importance = Importance::of("magnitude", &cpu, &model).unwrap();
             let documents = vec![vec![1, 2, 3, 4, 5, 6], vec![7, 8]];
-            let mut source = TextSource::new(&cpu, &model, criterion, documents, &options).unwrap();
+            let mut source = TextSource::new(&cpu, &model, importance, documents, &options).unwrap();
             let folder = tempfile::tempdir().unwrap();
             write_trace(&mut source, folder.path(), Shard::default(), &mut |_, _| ControlFlow::Continue(())).unwrap();
             std::fs::copy(folder.path().join("trace-00000.safetensors"), path).unwrap();

@@ -8,13 +8,14 @@ mod support;
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use proptest::prelude::*;
-use shadowllm::generate::{Completion, CompletionOptions};
+use shadowllm::generate::{Completion, CompletionOptions, Sparsity};
 use shadowllm::kernels::{Compute, CpuOptions, IsaName};
 use shadowllm::model::random::random_checkpoint;
-use shadowllm::model::{KvCache, Probe, Rows, Segment, Workspace};
-use shadowllm::sparsity::ModelIdentity;
+use shadowllm::model::{KvCache, Probe, Rows, Segment, SparseOptions, Workspace};
+use shadowllm::sparsity::{Dense, ModelIdentity, Refresh};
 use shadowllm::weights::{Checkpoint, DType, ModelConfig, PackedCheckpoint, pack};
 use shadowllm::{Engine, EngineOptions, SessionOptions};
 
@@ -215,10 +216,10 @@ fn plain_weights_are_unmapped() {
     let engine = Engine::load(&checkpoint, EngineOptions::default()).unwrap();
     assert!(mapped(&plain) && !mapped(&file));
     let want = text(&engine);
-    let engine = engine.over(&PackedCheckpoint::open_or_pack_at(&file, &checkpoint, &()).unwrap()).unwrap();
-    drop(checkpoint);
+    let over = engine.over(&PackedCheckpoint::open_or_pack_at(&file, &checkpoint, &()).unwrap()).unwrap();
+    drop((engine, checkpoint));
     assert!(!mapped(&plain) && mapped(&file));
-    assert_eq!(text(&engine), want);
+    assert_eq!(text(&over), want);
 }
 
 /// So does the program: while it talks with a policy, the packed file is all that it has of the weights.
@@ -286,5 +287,32 @@ fn smollm2_over_packed_weights() {
         });
         let worst = largest_difference(&got, &want);
         assert!(worst < 2e-4, "{variable}: off by {worst}");
+    }
+}
+
+/// Over packed weights a dense step and a sparse one that keeps everything are the same products in the same order.
+#[test]
+fn keeping_everything_is_the_dense_step_bit_for_bit() {
+    for model in ["opt", "llama"] {
+        let config = format!(
+            r#"{{"model_type": "{model}", "vocab_size": 61, "hidden_size": 48, "word_embed_proj_dim": 48, "ffn_dim": 200,
+                "intermediate_size": 136, "num_hidden_layers": 3, "num_attention_heads": 6, "max_position_embeddings": 300}}"#
+        );
+        let config = ModelConfig::from_json(config.as_bytes()).unwrap();
+        let checkpoint = random_checkpoint(config, DType::BF16, 6).unwrap();
+        for isa in isas() {
+            let cpu = CpuOptions { isa: Some(isa), threads: Some(2), compute: Compute::F32 };
+            let [_, engine] = engines(&checkpoint, cpu);
+            let packed = Arc::clone(engine.packed().unwrap());
+            let all =
+                Sparsity::new(packed, Box::new(Dense), Refresh::EveryToken, engine.config(), SparseOptions::default());
+            let run = |sparsity| {
+                let mut session = engine.session(SessionOptions::default()).unwrap();
+                session.prefill(&tokens(20, 1)).unwrap();
+                session.set_sparsity(sparsity).unwrap();
+                tokens(12, 2).iter().flat_map(|&token| session.step(token).unwrap().to_vec()).collect::<Vec<_>>()
+            };
+            assert!(run(None) == run(Some(all)), "{model}, {isa}");
+        }
     }
 }

@@ -217,7 +217,7 @@ fn what_cannot_be_trained_on_is_said_in_a_sentence() {
     );
     assert_eq!(
         error(&["--criterion", "luck", "--text", &path("short.txt")]),
-        "error: unknown criterion \"luck\"; known are magnitude, l2norm\n"
+        "error: unknown criterion \"luck\"; known are magnitude, plainact, fisher, l2norm, gradnorm, saliency\n"
     );
     assert!(error(&["--trace", &path("")]).contains("has no trace files"));
     assert!(!Path::new(&path("p")).exists());

@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum};
 use super::console::read_text;
 use crate::eval::tasks::{Shots, read_items, task};
 use crate::generate::Engine;
-use crate::learn::trace::{SampleOptions, Text, TextSource, choose_documents, criterion};
+use crate::learn::trace::{Importance, SampleOptions, Text, TextSource, choose_documents};
 use crate::learn::train::PresetSamples;
 use crate::sparsity::predictor::PredictorInput;
 use crate::{Error, Result};
@@ -48,8 +48,9 @@ pub(super) struct SampleArgs {
     #[arg(long, value_name = "LAYER,LAYER,...", value_delimiter = ',')]
     pub stations: Option<Vec<usize>>,
 
-    /// How much a unit counted for a token: magnitude, the size of what it adds to the residual stream; or l2norm, the size of
-    /// its activation [default: that of the preset].
+    /// How much a unit counted for a token: magnitude, the size of what it adds to the residual stream; l2norm, the size of its
+    /// activation; or with gradients, which take three times as long, saliency, plainact, fisher or gradnorm [default: that of
+    /// the preset].
     #[arg(long, value_name = "NAME")]
     pub criterion: Option<String>,
 
@@ -101,8 +102,8 @@ impl SampleArgs {
             data: data.join(", "),
         };
         let name = self.criterion.as_deref().unwrap_or(preset.criterion);
-        let criterion = criterion(name, engine.cpu(), engine.model())?;
-        TextSource::new(engine.cpu(), engine.model(), criterion, documents, &options)
+        let importance = Importance::of(name, engine.cpu(), engine.model())?;
+        TextSource::new(engine.cpu(), engine.model(), importance, documents, &options)
     }
 
     /// The records of a task as texts: what is asked and the right answer, behind other records.

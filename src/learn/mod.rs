@@ -2,7 +2,7 @@
 //!
 //! # Why
 //! A predictor is trained on the importance of every unit for every token of a calibration text, and importance is a product of
-//! activations and of what the loss says about them. [`backward`] computes both for a text: one forward pass, one backward pass,
+//! activations and of what the loss says about them. [`mod@backward`] computes both for a text: one forward pass, one backward pass,
 //! no gradient of any weight. [`criteria`] turns them into importances, each criterion in a file of its own. [`trace`] makes samples of
 //! texts, stored or as a stream, and [`train`] fits the networks of a predictor to them.
 //!

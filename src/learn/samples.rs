@@ -93,7 +93,7 @@ impl SampleBatch {
         }
         for (unit, width, values) in [("head", info.heads, &self.heads), ("neuron", info.neurons, &self.neurons)] {
             // NaN is caught by the comparison, too.
-            if let Some(at) = position(values, |v| !(v >= 0.0 && v < f32::INFINITY)) {
+            if let Some(at) = position(values, |v| !(0.0..f32::INFINITY).contains(&v)) {
                 let (layer, index) = (at / width % (info.layers - 1) + 1, at % width);
                 return Err(Error::BadSample {
                     what: format!("the importance of {unit} {index} of layer {layer}"),

@@ -249,3 +249,31 @@ impl Model {
         }
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::kernels::CpuOptions;
+    use shadowllm_weights::TensorData;
+
+    #[test]
+    fn both_arrangements_are_the_same_layer() {
+        let cpu = Cpu::new(&CpuOptions::default()).unwrap();
+        let matrix =
+            |rows, cols, values: &[f32]| Matrix::new(TensorData::from_f32(&[rows, cols], values).unwrap()).unwrap();
+        // Small integers: every sum is exact.
+        let by_output = Weight::ByOutput(matrix(2, 3, &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]));
+        let by_input = Weight::ByInput(matrix(3, 2, &[1.0, 4.0, 2.0, 5.0, 3.0, 6.0]));
+        for weight in [by_output, by_input] {
+            assert_eq!((weight.bytes(), weight.input_squares(&cpu)), (24, vec![17.0, 29.0, 45.0]));
+            let layer = Linear { weight, bias: Some(vec![10.0, 20.0]) };
+            let (mut y, mut x) = ([0.0; 4], [0.0; 6]);
+            layer.apply(&cpu, &[1.0, 0.0, 1.0, 0.0, -1.0, 2.0], &mut y);
+            assert_eq!(y, [14.0, 30.0, 14.0, 27.0]);
+            layer.apply_transposed(&cpu, &[1.0, 1.0, 0.0, 2.0], &mut x);
+            assert_eq!(x, [5.0, 7.0, 9.0, 8.0, 10.0, 12.0]);
+            assert_eq!(layer.bytes(), 32);
+        }
+    }
+}

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::Result;
 use crate::kernels::Cpu;
-use crate::model::{Model, Probe, Rows};
+use crate::model::{Layer, Model, Probe, Rows};
 use crate::sparsity::{ScoreSource, Scores, Units};
 
 /// Scores of the rows of one pass.
@@ -18,8 +18,8 @@ pub(super) struct Recorded {
 
 /// Norms of the columns of every layer's second FFN matrix, `[L, F]`.
 pub(super) fn column_norms(cpu: &Cpu, model: &Model) -> Vec<f32> {
-    let squares = model.layers.iter().flat_map(|layer| layer.ffn.output_squares(cpu));
-    squares.map(|sum| sum.sqrt() as f32).collect()
+    let norms = |layer: &Layer| layer.ffn.output_squares(cpu).into_iter().map(|sum| sum.sqrt() as f32);
+    model.layers.iter().flat_map(norms).collect()
 }
 
 /// Records, in a dense pass, the squared norms of contexts and the sizes of inners times the norm of their column.

@@ -113,7 +113,7 @@ mod tests {
         let message = |error: Error| error.to_string();
         assert_eq!(
             message(requests("A king", &["and", "and a queen and a king"], Some(2)).unwrap_err()),
-            "choice 2: it has 6 tokens, but the model has 2 positions"
+            "choice 2: it has 7 tokens, but the model has 2 positions"
         );
     }
 }

@@ -11,7 +11,7 @@ use crate::sparsity::Scores;
 /// and one backward pass for all of them; three backward passes more if one [needs them](Criterion::needs_curvature).
 ///
 /// # Errors
-/// As [`backward`].
+/// As [`backward()`].
 pub fn sequence_scores(
     cpu: &Cpu,
     model: &Model,

@@ -168,7 +168,7 @@ fn nwot_prefers_units_that_tell_tokens_apart() {
     assert!(neurons[2] > neurons[0] && neurons[2..].iter().all(|&v| v <= neurons[2]));
     // Head 0 has the same signs in every token.
     for (i, context) in sample.contexts.iter_mut().enumerate() {
-        if i / WIDTH % HEADS == 0 {
+        if (i / WIDTH).is_multiple_of(HEADS) {
             *context = if i % WIDTH == 0 { 1.0 } else { -1.0 };
         }
     }

@@ -1,13 +1,14 @@
-//! Criteria: how much each unit counted for one token.
+//! How much each unit counted for one token.
 //!
-//! A criterion sees the activations of a layer, and their gradients if it asks for them, and gives every unit a number that is
-//! not negative. It is the *token form*: one importance per token, without a sum over the text.
+//! Two importances need the forward pass only, and are computed as it goes by. Every other one is a [`Criterion`] in its token form,
+//! and takes the backward pass, too.
 
 use crate::kernels::Cpu;
+use crate::learn::criteria::{ALL, Criterion, Form, UnitKind};
 use crate::model::Model;
 use crate::{Error, Result};
 
-/// What counts.
+/// An importance that needs no gradient: one number per unit and token, not negative.
 pub trait TokenCriterion: Send + Sync {
     /// Name on the command line and in files.
     fn name(&self) -> &'static str;
@@ -19,18 +20,50 @@ pub trait TokenCriterion: Send + Sync {
     fn neurons(&self, layer: usize, inners: &[f32], out: &mut [f32]);
 }
 
-/// The criterion of this name for a model.
-///
-/// # Errors
-/// [`Error::UnknownCriterion`].
-pub fn criterion(name: &str, cpu: &Cpu, model: &Model) -> Result<Box<dyn TokenCriterion>> {
-    match name {
-        "magnitude" => {
-            let norms = |squares: Vec<f64>| squares.into_iter().map(|v| v.sqrt() as f32).collect();
-            Ok(Box::new(Magnitude { norms: model.layers.iter().map(|l| norms(l.ffn.output_squares(cpu))).collect() }))
+/// What samples are of.
+pub enum Importance {
+    /// Of activations alone.
+    Activations(Box<dyn TokenCriterion>),
+    /// Of activations and gradients. The last token of a window, which predicts nothing, is no sample then.
+    Gradients(&'static dyn Criterion),
+}
+
+impl Importance {
+    /// The importance of this name for a model: `magnitude`, or a criterion that has a token form.
+    ///
+    /// # Errors
+    /// [`Error::UnknownCriterion`].
+    pub fn of(name: &str, cpu: &Cpu, model: &Model) -> Result<Self> {
+        let norms = |squares: Vec<f64>| squares.into_iter().map(|v| v.sqrt() as f32).collect();
+        match name {
+            "magnitude" => {
+                let norms = model.layers.iter().map(|l| norms(l.ffn.output_squares(cpu))).collect();
+                Ok(Importance::Activations(Box::new(Magnitude { norms })))
+            }
+            "l2norm" => Ok(Importance::Activations(Box::new(L2Norm))),
+            _ => {
+                let has = |c: &&dyn Criterion| {
+                    [UnitKind::Heads, UnitKind::Neurons].iter().all(|&kind| c.has(kind, Form::Token))
+                };
+                let usable = || ALL.into_iter().filter(has);
+                let found = usable().find(|c| c.name() == name && !c.needs_curvature());
+                found.map(Importance::Gradients).ok_or_else(|| {
+                    let names: Vec<&str> = usable().map(|c| c.name()).collect();
+                    Error::UnknownCriterion {
+                        found: name.to_owned(),
+                        known: format!("magnitude, {}", names.join(", ")),
+                    }
+                })
+            }
         }
-        "l2norm" => Ok(Box::new(L2Norm)),
-        _ => Err(Error::UnknownCriterion { found: name.to_owned(), known: "magnitude, l2norm".to_owned() }),
+    }
+
+    /// Name on the command line and in files.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Importance::Activations(criterion) => criterion.name(),
+            Importance::Gradients(criterion) => criterion.name(),
+        }
     }
 }
 

@@ -1,14 +1,14 @@
 //! Samples from text: the model reads it, and what its units did is noted.
 //!
 //! ```text
-//! files --documents--> tokens --windows--> Model::forward --Probe--> criterion --> SampleBatch
+//! files --documents--> tokens --windows--> forward (and backward) --> importances --> SampleBatch
 //! ```
 //!
 //! A [`TextSource`] does this as samples are wanted. [`write_trace`] does it once and for all, on any number of machines, and a
 //! [`TraceSource`] reads what they wrote.
 //!
 //! Texts are cut into documents, documents into windows, and windows are read in an order that depends on a seed: neighbours
-//! in training are strangers in the text. What an importance is is a [`TokenCriterion`], one small struct each.
+//! in training are strangers in the text.
 
 mod criterion;
 mod documents;
@@ -21,7 +21,7 @@ mod tests;
 mod windows;
 mod write;
 
-pub use criterion::{TokenCriterion, criterion};
+pub use criterion::{Importance, TokenCriterion};
 pub use documents::{Text, choose_documents};
 pub use file::check_trace_file;
 pub use read::TraceSource;

@@ -1,9 +1,11 @@
 //! Samples straight from text: nothing is stored.
 
-use super::TokenCriterion;
 use super::windows::{Window, Windows};
+use super::{Importance, TokenCriterion};
 use crate::kernels::Cpu;
+use crate::learn::criteria::LayerInput;
 use crate::learn::samples::{SampleBatch, SampleInfo, SampleSource, mix, shuffle};
+use crate::learn::{BackwardWorkspace, Criterion, Form, LayerRecord, LayerVisitor, Loss, UnitKind, backward};
 use crate::model::{KvCache, Model, Probe, Rows, Segment, Workspace};
 use crate::sparsity::ModelIdentity;
 use crate::sparsity::predictor::PredictorInput;
@@ -28,12 +30,13 @@ pub struct SampleOptions {
 pub struct TextSource<'a> {
     cpu: &'a Cpu,
     model: &'a Model,
-    criterion: Box<dyn TokenCriterion>,
+    importance: Importance,
     info: SampleInfo,
     documents: Vec<Vec<u32>>,
     windows: Windows,
     cache: KvCache,
     workspace: Workspace,
+    work: BackwardWorkspace,
 }
 
 impl<'a> TextSource<'a> {
@@ -45,7 +48,7 @@ impl<'a> TextSource<'a> {
     pub fn new(
         cpu: &'a Cpu,
         model: &'a Model,
-        criterion: Box<dyn TokenCriterion>,
+        importance: Importance,
         documents: Vec<Vec<u32>>,
         options: &SampleOptions,
     ) -> Result<Self> {
@@ -76,10 +79,11 @@ impl<'a> TextSource<'a> {
         for document in documents.iter().filter(|d| !d.is_empty()) {
             model.check_tokens(document)?;
         }
+        let unused = unused(&importance);
         let cut = |(index, document): (usize, &Vec<u32>)| {
             let pieces = (0..document.len()).step_by(window).map(|start| (start, window.min(document.len() - start)));
             let pieces: Vec<_> = pieces.filter(|&(_, len)| len > 1).collect();
-            pieces.into_iter().map(move |(start, len)| Window { document: index as u32, start, len })
+            pieces.into_iter().map(move |(start, len)| Window { document: index as u32, start, len: len - unused })
         };
         let mut all: Vec<Window> = documents.iter().enumerate().flat_map(cut).collect();
         shuffle(options.seed, &mut all);
@@ -95,11 +99,11 @@ impl<'a> TextSource<'a> {
                 PredictorInput::Residual => config.hidden,
                 PredictorInput::Contexts => config.heads * config.head_dim,
             },
-            criterion: criterion.name().to_owned(),
+            criterion: importance.name().to_owned(),
             data: options.data.clone(),
         };
-        let (cache, workspace) = (KvCache::new(config, window), Workspace::default());
-        Ok(TextSource { cpu, model, criterion, info, documents, windows, cache, workspace })
+        let (cache, workspace, work) = (KvCache::new(config, window), Workspace::default(), BackwardWorkspace::new());
+        Ok(TextSource { cpu, model, importance, info, documents, windows, cache, workspace, work })
     }
 
     /// What it computes with.
@@ -141,12 +145,22 @@ impl SampleSource for TextSource<'_> {
         let Window { document, start, len } = self.windows.all[index];
         batch.resize(&self.info, len);
         batch.documents.fill(document);
-        self.cache.truncate(0);
-        let tokens = &self.documents[document as usize][start..start + len];
-        let segment = Segment { tokens, cache: &mut self.cache };
-        let mut recorder = Recorder { info: &self.info, criterion: &*self.criterion, batch, scratch: Vec::new() };
-        let (cpu, model, workspace) = (self.cpu, self.model, &mut self.workspace);
-        cpu.install(|| model.forward(cpu, &mut [segment], workspace, &mut recorder))?;
+        let tokens = &self.documents[document as usize][start..start + len + unused(&self.importance)];
+        let (cpu, model) = (self.cpu, self.model);
+        let mut notes = Notes { info: &self.info, batch, scratch: Vec::new() };
+        match &self.importance {
+            Importance::Activations(criterion) => {
+                self.cache.truncate(0);
+                let (segment, workspace) = (Segment { tokens, cache: &mut self.cache }, &mut self.workspace);
+                let mut recorder = Recorder { notes, criterion: &**criterion };
+                cpu.install(|| model.forward(cpu, &mut [segment], workspace, &mut recorder))?;
+            }
+            Importance::Gradients(criterion) => {
+                let mut visitor = GradientRecorder { notes: &mut notes, cpu, model, tokens, criterion: *criterion };
+                // Of the sum, so that a token's gradients do not depend on how long its window is.
+                backward(cpu, model, tokens, &Loss::sum(), &mut self.work, &mut visitor)?;
+            }
+        }
         batch.validate(&self.info)?;
         Ok(true)
     }
@@ -160,56 +174,106 @@ impl SampleSource for TextSource<'_> {
     }
 }
 
-/// Notes inputs and importances while the model reads.
-struct Recorder<'a> {
+/// Tokens of a window that are no samples: the last one where gradients count.
+fn unused(importance: &Importance) -> usize {
+    usize::from(matches!(importance, Importance::Gradients(_)))
+}
+
+/// What is noted of a window.
+struct Notes<'a> {
     info: &'a SampleInfo,
-    criterion: &'a dyn TokenCriterion,
     batch: &'a mut SampleBatch,
     /// Importances of a layer, `[T, units]`.
     scratch: Vec<f32>,
 }
 
-impl Recorder<'_> {
+impl Notes<'_> {
     /// Inputs of the station behind `layer`, if there is one.
-    fn input(&mut self, layer: usize, values: &[f32]) {
-        if let Some(station) = self.info.stations.iter().position(|&after| after == layer) {
-            self.batch.inputs[station].copy_from_slice(values);
+    fn input(&mut self, layer: usize, kind: PredictorInput, values: &[f32]) {
+        let station = self.info.stations.iter().position(|&after| after == layer);
+        if let Some(station) = station.filter(|_| self.info.input == kind) {
+            let inputs = &mut self.batch.inputs[station];
+            let len = inputs.len();
+            inputs.copy_from_slice(&values[..len]);
         }
+    }
+
+    /// Importances of layer `layer` for `tokens` tokens, which `score` writes, `[T, units]`.
+    fn importances(
+        &mut self,
+        kind: UnitKind,
+        layer: usize,
+        tokens: usize,
+        score: impl FnOnce(&mut [f32]) -> Result<()>,
+    ) -> Result<()> {
+        if layer == 0 {
+            return Ok(());
+        }
+        let (width, all) = match kind {
+            UnitKind::Heads => (self.info.heads, &mut self.batch.heads),
+            UnitKind::Neurons => (self.info.neurons, &mut self.batch.neurons),
+        };
+        self.scratch.resize(tokens * width, 0.0);
+        score(&mut self.scratch)?;
+        let stride = (self.info.layers - 1) * width;
+        for (values, all) in self.scratch.chunks_exact(width).zip(all.chunks_exact_mut(stride)) {
+            all[(layer - 1) * width..][..width].copy_from_slice(values);
+        }
+        Ok(())
     }
 }
 
-/// Puts the importances of a layer, `[T, width]`, into their columns of `all`, `[T, L-1, width]`.
-fn place(values: &[f32], width: usize, layer: usize, layers: usize, all: &mut [f32]) {
-    let stride = (layers - 1) * width;
-    for (values, all) in values.chunks_exact(width).zip(all.chunks_exact_mut(stride)) {
-        all[(layer - 1) * width..][..width].copy_from_slice(values);
-    }
+/// Notes inputs and importances while the model reads.
+struct Recorder<'a> {
+    notes: Notes<'a>,
+    criterion: &'a dyn TokenCriterion,
 }
 
 impl Probe for Recorder<'_> {
     fn residual(&mut self, rows: Rows, values: &mut [f32]) {
         // What enters a layer is what left the one before.
-        if self.info.input == PredictorInput::Residual && rows.layer > 0 {
-            self.input(rows.layer - 1, values);
+        if rows.layer > 0 {
+            self.notes.input(rows.layer - 1, PredictorInput::Residual, values);
         }
     }
 
     fn contexts(&mut self, rows: Rows, values: &mut [f32]) {
-        if self.info.input == PredictorInput::Contexts {
-            self.input(rows.layer, values);
-        }
-        if rows.layer > 0 {
-            self.scratch.resize(rows.count * self.info.heads, 0.0);
-            self.criterion.heads(rows.layer, values, &mut self.scratch);
-            place(&self.scratch, self.info.heads, rows.layer, self.info.layers, &mut self.batch.heads);
-        }
+        self.notes.input(rows.layer, PredictorInput::Contexts, values);
+        let score = |out: &mut [f32]| {
+            self.criterion.heads(rows.layer, values, out);
+            Ok(())
+        };
+        // A forward-only importance cannot fail.
+        let _ = self.notes.importances(UnitKind::Heads, rows.layer, rows.count, score);
     }
 
     fn inners(&mut self, rows: Rows, values: &mut [f32]) {
-        if rows.layer > 0 {
-            self.scratch.resize(rows.count * self.info.neurons, 0.0);
-            self.criterion.neurons(rows.layer, values, &mut self.scratch);
-            place(&self.scratch, self.info.neurons, rows.layer, self.info.layers, &mut self.batch.neurons);
+        let score = |out: &mut [f32]| {
+            self.criterion.neurons(rows.layer, values, out);
+            Ok(())
+        };
+        let _ = self.notes.importances(UnitKind::Neurons, rows.layer, rows.count, score);
+    }
+}
+
+/// Notes inputs and importances while the loss goes back.
+struct GradientRecorder<'a, 'b> {
+    notes: &'a mut Notes<'b>,
+    cpu: &'a Cpu,
+    model: &'a Model,
+    tokens: &'a [u32],
+    criterion: &'static dyn Criterion,
+}
+
+impl LayerVisitor for GradientRecorder<'_, '_> {
+    fn layer(&mut self, record: &LayerRecord<'_>) -> Result<()> {
+        self.notes.input(record.layer, PredictorInput::Residual, record.residual);
+        self.notes.input(record.layer, PredictorInput::Contexts, record.contexts);
+        let input = LayerInput { cpu: self.cpu, model: self.model, tokens: self.tokens, record, curvature: None };
+        for kind in [UnitKind::Heads, UnitKind::Neurons] {
+            let score = |out: &mut [f32]| self.criterion.score(&input, kind, Form::Token, out);
+            self.notes.importances(kind, record.layer, record.tokens, score)?;
         }
+        Ok(())
     }
 }

@@ -32,7 +32,7 @@ fn options(input: PredictorInput) -> SampleOptions {
 }
 
 fn source<'a>(cpu: &'a Cpu, model: &'a Model, name: &str, input: PredictorInput, n: usize) -> TextSource<'a> {
-    TextSource::new(cpu, model, criterion(name, cpu, model).unwrap(), documents(n), &options(input)).unwrap()
+    TextSource::new(cpu, model, Importance::of(name, cpu, model).unwrap(), documents(n), &options(input)).unwrap()
 }
 
 /// Everything that the model did in one window.
@@ -100,8 +100,8 @@ fn samples_are_what_the_model_did() {
 fn texts_that_cannot_be_read_say_why() {
     let (cpu, model) = (cpu(), model(1));
     let make = |documents: Vec<Vec<u32>>, options: SampleOptions| {
-        let criterion = criterion("magnitude", &cpu, &model).unwrap();
-        TextSource::new(&cpu, &model, criterion, documents, &options).map(|_| ()).unwrap_err().to_string()
+        let importance = Importance::of("magnitude", &cpu, &model).unwrap();
+        TextSource::new(&cpu, &model, importance, documents, &options).map(|_| ()).unwrap_err().to_string()
     };
     let base = options(PredictorInput::Residual);
     for (options, message) in [
@@ -123,8 +123,8 @@ fn texts_that_cannot_be_read_say_why() {
     );
     assert!(make(vec![vec![1, 99]], base).starts_with("token id 99 at index 1 is out of range"));
     assert_eq!(
-        criterion("luck", &cpu, &model).map(|_| ()).unwrap_err().to_string(),
-        "unknown criterion \"luck\"; known are magnitude, l2norm"
+        Importance::of("luck", &cpu, &model).map(|_| ()).unwrap_err().to_string(),
+        "unknown criterion \"luck\"; known are magnitude, plainact, fisher, l2norm, gradnorm, saliency"
     );
 }
 
