@@ -7,8 +7,10 @@ use shadowllm_weights::{DType, ModelConfig};
 
 use super::*;
 use crate::kernels::Cpu;
+use crate::learn::criteria::LayerInput;
 use crate::learn::samples::{SampleBatch, SampleSource};
 use crate::learn::train::{TrainOptions, Width, train};
+use crate::learn::{BackwardWorkspace, Criterion, Form, LayerRecord, LayerVisitor, Loss, UnitKind, backward};
 use crate::model::random::random_checkpoint;
 use crate::model::{KvCache, Model, Probe, Rows, Segment, Workspace};
 use crate::sparsity::ModelIdentity;
@@ -93,6 +95,57 @@ fn samples_are_what_the_model_did() {
         }
         assert_eq!(rows, source.rows(&|_| true));
         assert_eq!(rows, documents(3).iter().map(|d| d.len() as u64).sum::<u64>());
+    }
+}
+
+/// Inputs and importances of all layers of one window, straight from the backward pass.
+struct Direct<'a> {
+    cpu: &'a Cpu,
+    model: &'a Model,
+    tokens: &'a [u32],
+    criterion: &'static dyn Criterion,
+    /// For each layer, `[T, d]`, `[T, H]` and `[T, F]`.
+    layers: Vec<[Vec<f32>; 3]>,
+}
+
+impl LayerVisitor for Direct<'_> {
+    fn layer(&mut self, record: &LayerRecord<'_>) -> crate::Result<()> {
+        let input = LayerInput { cpu: self.cpu, model: self.model, tokens: self.tokens, record, curvature: None };
+        let (mut heads, mut neurons) = (vec![0.0; record.tokens * 4], vec![0.0; record.tokens * 40]);
+        self.criterion.score(&input, UnitKind::Heads, Form::Token, &mut heads)?;
+        self.criterion.score(&input, UnitKind::Neurons, Form::Token, &mut neurons)?;
+        self.layers[record.layer] = [record.residual.to_vec(), heads, neurons];
+        Ok(())
+    }
+}
+
+#[test]
+fn samples_of_gradients_are_those_of_the_backward_pass_without_the_last_token() {
+    let (cpu, model) = (cpu(), model(1));
+    for name in ["saliency", "plainact", "fisher", "gradnorm"] {
+        let mut source = source(&cpu, &model, name, PredictorInput::Residual, 3);
+        let mut batch = SampleBatch::default();
+        let mut rows = 0;
+        while source.next(&|_| true, &mut batch).unwrap() {
+            let window = source.windows()[source.position() as usize - 1];
+            assert_eq!(batch.rows, window.len);
+            let tokens = &documents(3)[window.document as usize][window.start..=window.start + window.len];
+            let criterion = name.parse::<&'static dyn Criterion>().unwrap();
+            let mut direct =
+                Direct { cpu: &cpu, model: &model, tokens, criterion, layers: vec![Default::default(); 4] };
+            backward(&cpu, &model, tokens, &Loss::sum(), &mut BackwardWorkspace::new(), &mut direct).unwrap();
+            assert_eq!(batch.inputs[1], direct.layers[2][0][..batch.rows * 24]);
+            for row in 0..batch.rows {
+                for layer in 1..4 {
+                    let [_, heads, neurons] = &direct.layers[layer];
+                    assert_eq!(batch.heads[(row * 3 + layer - 1) * 4..][..4], heads[row * 4..][..4]);
+                    assert_eq!(batch.neurons[(row * 3 + layer - 1) * 40..][..40], neurons[row * 40..][..40]);
+                }
+            }
+            assert!(batch.neurons.iter().any(|&v| v > 0.0));
+            rows += batch.rows as u64;
+        }
+        assert_eq!((rows, source.info().criterion.as_str()), (source.rows(&|_| true), name));
     }
 }
 
