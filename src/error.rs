@@ -255,6 +255,23 @@ pub enum Error {
         /// The criterion.
         criterion: &'static str,
     },
+    /// A criterion whose scores are no numbers.
+    #[error("criterion {criterion} broke down on this text: {source}; leave it out with --criteria")]
+    BadCriterion {
+        /// The criterion.
+        criterion: &'static str,
+        /// The score that is wrong.
+        source: Box<Error>,
+    },
+    /// The state of another survey of criteria is in the way.
+    #[error(
+        "this is the state of another survey: {difference}; go on with the criteria and texts that it was begun with, or remove \
+         the file to begin anew"
+    )]
+    OtherSurvey {
+        /// What differs.
+        difference: String,
+    },
     /// A task that is not in the list.
     #[error("unknown task {found:?}; known are {known}")]
     UnknownTask {
@@ -371,6 +388,16 @@ pub enum Error {
         layers: usize,
         /// Units of one layer.
         width: usize,
+    },
+    /// A budget prunes units that the scores say nothing about.
+    #[error(
+        "the scores rank no {units}, but the budget keeps only {kept} of them; keep all {units}, or use scores of a criterion that ranks them"
+    )]
+    ScoresLack {
+        /// "heads" or "neurons".
+        units: &'static str,
+        /// The budget's fraction.
+        kept: f32,
     },
     /// A score that cannot be ranked.
     #[error("the score of {unit} {index} of layer {layer} is {value}; scores must be finite numbers")]

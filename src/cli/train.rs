@@ -235,7 +235,7 @@ impl Train {
             },
         };
         TrainOptions {
-            seed: self.samples.seed,
+            seed: self.samples.texts.seed,
             width,
             loss: self.loss.unwrap_or(base.loss),
             kept: self.keep.map_or(base.kept, |keep| [keep; 2]),

@@ -26,7 +26,7 @@ mod shots;
 mod winogrande;
 
 #[cfg(feature = "tokenizer")]
-pub use encode::encode;
+pub use encode::{encode, encode_answer};
 pub use item::{Item, Prompt};
 pub use record::{Record, read_items};
 pub use result::{Answer, TaskResult};

@@ -34,6 +34,7 @@ pub use export::{Exported, Trained};
 pub use judge::Judgement;
 pub use loss::{Loss, TargetScale};
 pub use options::{Preset, PresetSamples, TrainOptions, Width};
+pub(in crate::learn) use ranking::spearman;
 pub use run::train;
 
 /// What predictions are multiplied with before units are ranked, for layers 1 to L-1: a criterion that is the product of
