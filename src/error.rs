@@ -601,6 +601,25 @@ pub enum Error {
         /// The step.
         step: u64,
     },
+    /// No predictor is as small as is wanted.
+    #[error(
+        "a predictor with one hidden unit takes about {least} bytes, but the file may have at most {limit}; allow more bytes, or use \
+         fewer stations or a smaller number format"
+    )]
+    PredictorSize {
+        /// Bytes allowed.
+        limit: u64,
+        /// Bytes of the smallest one.
+        least: u64,
+    },
+    /// A size of a predictor file that is neither a number of bytes nor a share.
+    #[error(
+        "unknown size {found:?}; expected bytes, such as 1000000, or a share of the bytes of the model's blocks, such as 3%"
+    )]
+    UnknownSize {
+        /// As given.
+        found: String,
+    },
     /// A state of another training was to be resumed.
     #[error(
         "this is the state of another training: {difference}; resume with the settings and text that it was begun with, \
@@ -657,7 +676,7 @@ pub enum Error {
         found: String,
     },
     /// A loss that is not in the list.
-    #[error("unknown loss {found:?}; expected mse, bce or listwise")]
+    #[error("unknown loss {found:?}; expected mse, bce, listwise or pairwise")]
     UnknownLoss {
         /// The name as given.
         found: String,

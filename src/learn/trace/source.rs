@@ -7,7 +7,7 @@ use super::{Document, Importance, TokenCriterion};
 use crate::kernels::Cpu;
 use crate::learn::criteria::LayerInput;
 use crate::learn::samples::{SampleBatch, SampleInfo, SampleSource, mix, shuffle};
-use crate::learn::{BackwardWorkspace, Criterion, Form, LayerRecord, LayerVisitor, UnitKind, backward};
+use crate::learn::{BackwardWorkspace, Criterion, Form, LayerRecord, LayerVisitor, Loss, UnitKind, backward};
 use crate::model::{KvCache, Model, Probe, Rows, Segment, Workspace};
 use crate::sparsity::ModelIdentity;
 use crate::sparsity::predictor::PredictorInput;
@@ -113,13 +113,26 @@ impl<'a> TextSource<'a> {
     }
 
     /// What it computes with.
-    pub(super) fn cpu(&self) -> &'a Cpu {
+    pub(in crate::learn) fn cpu(&self) -> &'a Cpu {
         self.cpu
     }
 
+    /// The model that is watched.
+    pub(in crate::learn) fn model(&self) -> &'a Model {
+        self.model
+    }
+
     /// All windows, in order.
-    pub(super) fn windows(&self) -> &[Window] {
+    pub(in crate::learn) fn windows(&self) -> &[Window] {
         &self.windows.all
+    }
+
+    /// The tokens of a window that are samples, and the loss of them as a text; `None` if nothing of it is scored.
+    pub(in crate::learn) fn scored(&self, window: &Window) -> Option<(&[u32], Loss)> {
+        let document = &self.documents[window.document as usize];
+        let piece = window.start..window.start + window.len;
+        let is_scored = piece.len() > 1 && document.answer.is_none_or(|answer| answer < piece.end);
+        is_scored.then(|| (&document.tokens[piece.clone()], document.loss(&piece)))
     }
 
     /// A hash of all tokens, windows and their order.

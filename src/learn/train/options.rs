@@ -41,6 +41,10 @@ pub struct TrainOptions {
     pub activation: HiddenActivation,
     /// What is done to the inputs.
     pub normalization: Normalization,
+    /// Tokens over which the gradients of neurons are measured before the training, for [`super::Factors::saliency`]; 0: units are
+    /// ranked by what is predicted. Whoever calls [`super::train`] hands the factors over; here it is part of the settings that
+    /// a resumed run must share.
+    pub gradient_tokens: usize,
     /// What is minimised.
     pub loss: Loss,
     /// How importances become targets.
@@ -133,6 +137,7 @@ impl Preset {
             width: Width::Separate { heads: 128, neurons: 128 },
             activation: HiddenActivation::Relu,
             normalization: Normalization::Standardize,
+            gradient_tokens: 8192,
             loss: Loss::Mse,
             target_scale: TargetScale::Max,
             kept: [0.5, 0.5],
@@ -146,10 +151,11 @@ impl Preset {
                 batch: 32,
                 width: Width::Separate { heads: 2048, neurons: 1024 },
                 normalization: Normalization::MinMax,
+                gradient_tokens: 0,
                 target_scale: TargetScale::MinMax,
                 ..shadow
             },
-            Preset::DejaVu => TrainOptions { activation: HiddenActivation::None, ..shadow },
+            Preset::DejaVu => TrainOptions { activation: HiddenActivation::None, gradient_tokens: 0, ..shadow },
         }
     }
 }
