@@ -81,6 +81,10 @@ pub(super) struct Train {
     #[arg(long, value_name = "N", conflicts_with = "trace")]
     gradient_tokens: Option<usize>,
 
+    /// Rank heads by their predicted size times the usual size of their gradient, too; whether that is better depends on the model.
+    #[arg(long, conflicts_with = "trace")]
+    head_gradients: bool,
+
     /// Fraction of the heads and neurons that counts as best, in reports and for bce.
     #[arg(long, value_name = "FRACTION", allow_negative_numbers = true)]
     keep: Option<f32>,
@@ -92,6 +96,10 @@ pub(super) struct Train {
     /// Times that a token is used while it is in memory.
     #[arg(long, value_name = "N")]
     passes: Option<usize>,
+
+    /// Tokens in memory at once [default: as many as fit into 1 GiB, but at most 65536].
+    #[arg(long, value_name = "N")]
+    portion: Option<usize>,
 
     /// Tokens of one step.
     #[arg(long, value_name = "N")]
@@ -263,10 +271,12 @@ impl Train {
                 None | Some("magnitude") if self.trace.is_none() => base.gradient_tokens,
                 _ => 0,
             }),
+            head_gradients: self.head_gradients || base.head_gradients,
             loss: self.loss.unwrap_or(base.loss),
             kept: self.keep.map_or(base.kept, |keep| [keep; 2]),
             epochs: self.epochs.unwrap_or(base.epochs),
             passes: self.passes.unwrap_or(base.passes),
+            portion: self.portion.or(base.portion),
             batch: self.batch.unwrap_or(base.batch),
             learning_rate: self.rate.unwrap_or(base.learning_rate),
             held_out: self.held_out.unwrap_or(base.held_out),
@@ -286,11 +296,13 @@ fn factors(
         return Ok(None);
     }
     let (bar, split) = (console.bar(0, GRADIENTS_BAR), options.split());
-    let factors = Factors::saliency(source, &|d| !split.holds_out(d), options.gradient_tokens, &mut |done, of| {
+    let mut hear = |done, of| {
         bar.set_length(of);
         bar.set_position(done);
         if heeded.go_on() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
-    });
+    };
+    let wanted = |document| !split.holds_out(document);
+    let factors = Factors::saliency(source, &wanted, options.gradient_tokens, options.head_gradients, &mut hear);
     bar.finish_and_clear();
     factors.map(Some)
 }

@@ -393,7 +393,7 @@ fn traces_that_do_not_fit_say_why() {
 #[test]
 fn saliency_factors_are_the_usual_gradients_over_the_norms_of_columns() {
     #[derive(Default)]
-    struct Sum(Vec<f64>);
+    struct Sum(Vec<f64>, Vec<f64>);
     impl LayerVisitor for Sum {
         fn layer(&mut self, record: &LayerRecord<'_>) -> Result<()> {
             let width = record.inner_grads.len() / record.tokens;
@@ -401,12 +401,17 @@ fn saliency_factors_are_the_usual_gradients_over_the_norms_of_columns() {
             for (i, &g) in record.inner_grads.iter().enumerate() {
                 self.0[record.layer * width + i % width] += f64::from(g).powi(2);
             }
+            self.1.resize(4 * 4, 0.0);
+            for (i, &g) in record.context_grads.iter().enumerate() {
+                self.1[record.layer * 4 + i % 24 / 6] += f64::from(g).powi(2);
+            }
             Ok(())
         }
     }
     let (cpu, model) = (cpu(), model(3));
     let source = source(&cpu, &model, "magnitude", PredictorInput::Residual, 6);
-    let found = Factors::saliency(&source, &|d| d != 2, usize::MAX, &mut |_, _| ControlFlow::Continue(())).unwrap();
+    let found =
+        Factors::saliency(&source, &|d| d != 2, usize::MAX, true, &mut |_, _| ControlFlow::Continue(())).unwrap();
     let mut sums = Sum::default();
     for document in documents(6).iter().enumerate().filter(|&(d, _)| d != 2).map(|(_, document)| document) {
         for text in document.chunks(20).filter(|text| text.len() > 1) {
@@ -414,7 +419,6 @@ fn saliency_factors_are_the_usual_gradients_over_the_norms_of_columns() {
         }
     }
     assert_eq!((found.criterion.as_str(), found.heads.len(), found.neurons.len()), ("saliency", 3 * 4, 3 * 40));
-    assert!(found.heads.iter().all(|&f| f == 1.0));
     for layer in 1..4 {
         let norms = model.layers[layer].ffn.output_squares(&cpu);
         let sizes: Vec<f64> =
@@ -423,13 +427,19 @@ fn saliency_factors_are_the_usual_gradients_over_the_norms_of_columns() {
         for (found, size) in found.neurons[(layer - 1) * 40..][..40].iter().zip(sizes) {
             assert!((f64::from(*found) - size / mean).abs() < 1e-5, "{found} instead of {}", size / mean);
         }
+        let heads = &sums.1[layer * 4..][..4];
+        let mean = heads.iter().sum::<f64>() / 4.0;
+        for (found, size) in found.heads[(layer - 1) * 4..][..4].iter().zip(heads) {
+            assert!((f64::from(*found) - size / mean).abs() < 1e-5, "{found} instead of {}", size / mean);
+        }
     }
-    let part = Factors::saliency(&source, &|_| true, 30, &mut |_, _| ControlFlow::Continue(())).unwrap();
-    assert_ne!(part, found);
-    let stopped = Factors::saliency(&source, &|_| true, 30, &mut |_, _| ControlFlow::Break(()));
+    let part = Factors::saliency(&source, &|_| true, 30, false, &mut |_, _| ControlFlow::Continue(())).unwrap();
+    assert_ne!(part.neurons, found.neurons);
+    assert!(part.heads.iter().all(|&f| f == 1.0));
+    let stopped = Factors::saliency(&source, &|_| true, 30, false, &mut |_, _| ControlFlow::Break(()));
     assert!(matches!(stopped, Err(Error::Interrupted)));
     let other = self::source(&cpu, &model, "l2norm", PredictorInput::Residual, 6);
-    let error = Factors::saliency(&other, &|_| true, 30, &mut |_, _| ControlFlow::Continue(())).unwrap_err();
+    let error = Factors::saliency(&other, &|_| true, 30, false, &mut |_, _| ControlFlow::Continue(())).unwrap_err();
     assert_eq!(
         error.to_string(),
         "number of tokens to measure gradients of is 30 for the criterion l2norm; expected 0, unless the criterion is magnitude"
