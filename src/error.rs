@@ -493,6 +493,11 @@ pub enum Error {
         /// The policy.
         policy: String,
     },
+    /// What is compiled in was to be written.
+    #[error(
+        "the embedded predictor is a part of the program and cannot be rewritten; name another file with --out FILE"
+    )]
+    EmbeddedPredictorStays,
     /// There is nothing to measure a predictor at.
     #[error(
         "the kept fractions that were given drop nothing; a predictor is measured where it drops heads or neurons: give fractions under 1"

@@ -26,6 +26,7 @@ mod several;
 mod sparsity;
 mod trace;
 mod train;
+mod validate;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -57,6 +58,7 @@ enum Command {
     Pack(pack::Pack),
     CalibrateGate(calibrate_gate::CalibrateGate),
     Train(Box<train::Train>),
+    Validate(validate::Validate),
     Trace(Box<trace::Trace>),
     #[command(subcommand)]
     Eval(eval::Eval),
@@ -100,6 +102,7 @@ fn dispatch(cli: Cli, console: &mut Console) -> Result<()> {
         Some(Command::Pack(command)) => command.run(console),
         Some(Command::CalibrateGate(command)) => command.run(console),
         Some(Command::Train(command)) => command.run(console),
+        Some(Command::Validate(command)) => command.run(console),
         Some(Command::Trace(command)) => command.run(console),
         Some(Command::Eval(command)) => command.run(console),
         Some(Command::Logits(command)) => command.run(console),
