@@ -59,7 +59,7 @@ pub(super) struct PolicyArgs {
 
     /// In place of these: keep as little as the predictor was measured to need for perplexity to grow by at most this much, such as
     /// 5% or 0.05. The curves that it goes by are those of `shadowllm validate`.
-    #[arg(long, value_name = "X", value_parser = max_increase, allow_negative_numbers = true, requires = "policy",
+    #[arg(long, value_name = "X", value_parser = max_increase, allow_hyphen_values = true, requires = "policy",
         conflicts_with_all = ["keep", "head_keep", "neuron_keep", "budget"])]
     max_ppl_increase: Option<f64>,
 

@@ -109,7 +109,7 @@ impl Validate {
         let complete = tokens.len().checked_div(size).unwrap_or(0).clamp(1, WINDOWS);
         let windows = Windows { size, count: Some(self.windows.unwrap_or(complete)) };
         let texts = windows.cut(&tokens, context)?;
-        let data = format!("{data}, {} windows of {size}", texts.len());
+        let data = format!("{data}, {} window{} of {size}", texts.len(), if texts.len() == 1 { "" } else { "s" });
         let heeded = console.heed_interrupts();
         let validated = measure(console, &heeded, &engine, &predictor, &texts, &self.keep, &data)?;
         write(&self.predictor, out, &validated)?;
