@@ -118,20 +118,30 @@ impl<'a> TextSource<'a> {
     }
 
     /// What it computes with.
-    pub(super) fn cpu(&self) -> &'a Cpu {
+    pub(in crate::learn) fn cpu(&self) -> &'a Cpu {
         self.cpu
     }
 
+    /// The model that is watched.
+    pub(in crate::learn) fn model(&self) -> &'a Model {
+        self.model
+    }
+
     /// All windows, in order.
-    pub(super) fn windows(&self) -> &[Window] {
+    pub(in crate::learn) fn windows(&self) -> &[Window] {
         &self.windows.all
+    }
+
+    /// The tokens of a window that are samples.
+    pub(in crate::learn) fn text(&self, window: &Window) -> &[u32] {
+        &self.documents[window.document as usize][window.start..window.start + window.len]
     }
 
     /// A hash of all tokens, windows and their order.
     pub(super) fn text_hash(&self) -> String {
         let mut hash = 0;
         for window in &self.windows.all {
-            let tokens = &self.documents[window.document as usize][window.start..window.start + window.len];
+            let tokens = self.text(window);
             let numbers = [u64::from(window.document), window.start as u64, window.len as u64];
             hash = numbers.into_iter().chain(tokens.iter().map(|&t| u64::from(t))).fold(hash, mix);
         }

@@ -15,6 +15,7 @@
 //!
 //! A loss is one `match` arm in `loss`; settings with a name are in `options`.
 
+mod calibrate;
 mod export;
 mod initial;
 mod judge;
