@@ -80,7 +80,19 @@ fn train_measures_its_predictor_and_a_limit_chooses_by_it() {
     let out = out.to_str().unwrap();
     let train: Vec<&str> = ["train", "--text", &story, "--tokens", "9000", "--window", "64", "--width", "8"]
         .into_iter()
-        .chain(["--passes", "2", "--rate", "5e-3", "--held-out", "0.3", "--out", out, "--json"])
+        .chain([
+            "--gradient-tokens",
+            "0",
+            "--passes",
+            "2",
+            "--rate",
+            "5e-3",
+            "--held-out",
+            "0.3",
+            "--out",
+            out,
+            "--json",
+        ])
         .collect();
     let report = json(&train);
     let validated = report["validated"].as_array().unwrap();

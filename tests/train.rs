@@ -136,7 +136,8 @@ fn a_trace_in_shards_trains_the_same_predictor() {
     }
     let again = with(&["trace", "--out", &path("trace"), "--scores", &path("scores"), "--json"], &text);
     assert_eq!((again["written"].as_u64(), again["found"].as_u64()), (Some(0), again["files"].as_u64()));
-    with(&[&["train", "--out", &path("a")], &text[..]].concat(), &training);
+    // A trace has no gradients of its criterion, which training on text measures first.
+    with(&[&["train", "--out", &path("a"), "--gradient-tokens", "0"], &text[..]].concat(), &training);
     with(&["train", "--out", &path("b"), "--trace", &path("trace")], &training);
     assert!(std::fs::read(path("a")).unwrap() == std::fs::read(path("b")).unwrap());
     let fixed = run(&[
