@@ -1,16 +1,14 @@
 //! Options that say which policy keeps how many units, for decoding and for evaluation.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
 
-use crate::eval::PolicyMaker;
+use crate::eval::{Importance, PolicyMaker, PolicySource};
 use crate::generate::Engine;
-use crate::sparsity::{
-    Budget, DejaVu, Dense, Fixed, ModelIdentity, Policy, Predictor, Random, Scope, ScoresFile, Shadow,
-};
+use crate::sparsity::{Budget, ModelIdentity, Predictor, Scope, ScoresFile};
 use crate::{Error, Result};
 
 /// Who chooses the units.
@@ -36,6 +34,34 @@ impl PolicyName {
         let shown = |name: &PolicyName| Some(name.to_possible_value()?.hide(*name == PolicyName::Oracle));
         let names = PossibleValuesParser::new(PolicyName::value_variants().iter().filter_map(shown));
         names.try_map(|name| PolicyName::from_str(&name, false))
+    }
+
+    /// What it chooses by. Of the files the one that it needs is read.
+    pub(super) fn source(
+        self,
+        scores: Option<&Path>,
+        predictor: Option<&Path>,
+        seed: u64,
+        engine: &Engine,
+    ) -> Result<PolicySource> {
+        let missing = |policy, option| Error::PolicyNeeds { policy, option };
+        let identity = || ModelIdentity::of(engine.model());
+        let predictor = |policy| {
+            let path = predictor.ok_or_else(|| missing(policy, "--predictor FILE"))?;
+            Ok::<_, Error>(Arc::new(Predictor::open(path, engine.config(), &identity())?))
+        };
+        Ok(match self {
+            PolicyName::Dense => PolicySource::Dense,
+            PolicyName::Random => PolicySource::Random { seed },
+            PolicyName::Static => {
+                let path = scores.ok_or_else(|| missing("static", "--scores FILE"))?;
+                let file = ScoresFile::read(path, engine.config(), &identity())?;
+                PolicySource::Static(Arc::new(file.scores))
+            }
+            PolicyName::Shadow => PolicySource::Shadow(predictor("shadow")?),
+            PolicyName::Dejavu => PolicySource::Dejavu(predictor("dejavu")?),
+            PolicyName::Oracle => PolicySource::Oracle(Importance::Magnitude),
+        })
     }
 }
 
@@ -83,33 +109,7 @@ impl PolicyArgs {
     /// What makes policies, files read once; `random` draws otherwise for every number.
     pub(super) fn maker(&self, name: PolicyName, engine: &Engine) -> Result<PolicyMaker> {
         let budget = self.budget()?;
-        let missing = |policy, option| Error::PolicyNeeds { policy, option };
-        let identity = || ModelIdentity::of(engine.model());
-        let predictor = |policy| {
-            let path = self.predictor.as_ref().ok_or_else(|| missing(policy, "--predictor FILE"))?;
-            Ok::<_, Error>(Arc::new(Predictor::open(path, engine.config(), &identity())?))
-        };
-        Ok(match name {
-            PolicyName::Dense => Box::new(|_| Ok(Box::new(Dense))),
-            PolicyName::Random => {
-                let (seed, config) = (self.policy_seed, engine.config().clone());
-                Box::new(move |number| Ok(Box::new(Random::new(seed.wrapping_add(number), budget, &config)?)))
-            }
-            PolicyName::Static => {
-                let path = self.scores.as_ref().ok_or_else(|| missing("static", "--scores FILE"))?;
-                let file = ScoresFile::read(path, engine.config(), &identity())?;
-                let fixed = Fixed::new(&file.scores, &budget, engine.config())?;
-                Box::new(move |_| Ok(fixed.fork()))
-            }
-            PolicyName::Shadow => {
-                let predictor = predictor("shadow")?;
-                Box::new(move |_| Ok(Box::new(Shadow::new(Arc::clone(&predictor), budget)?)))
-            }
-            PolicyName::Dejavu => {
-                let predictor = predictor("dejavu")?;
-                Box::new(move |_| Ok(Box::new(DejaVu::new(Arc::clone(&predictor), budget)?)))
-            }
-            PolicyName::Oracle => return Err(Error::OracleDecodes),
-        })
+        let source = name.source(self.scores.as_deref(), self.predictor.as_deref(), self.policy_seed, engine)?;
+        source.maker(budget, engine.config())
     }
 }

@@ -14,6 +14,10 @@ mod plan_picture;
 pub mod tasks;
 
 pub use likelihood::{Likelihood, log_likelihood};
-pub use masked::{Chooser, Decision, EachLogits, Importance, Job, Masked, MaskedText, Masking, PolicyMaker};
-pub use perplexity::{Perplexity, WindowNll, Windows, perplexity, perplexity_masked, perplexity_with};
+pub use masked::{
+    Chooser, Decision, EachLogits, EachPass, Importance, Job, Masked, MaskedText, Masking, PolicyMaker, PolicySource,
+};
+pub use perplexity::{
+    Perplexity, WindowNll, Windows, perplexity, perplexity_masked, perplexity_observed, perplexity_with,
+};
 pub use plan_picture::plan_picture;

@@ -4,12 +4,13 @@
 //! overlap; each window runs on its own from position 0 and every token but its first is scored. Perplexity is
 //! `exp(sum of negative log-likelihoods / tokens scored)`: per token, not per word.
 
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 
 use super::masked::{Job, Masked};
 use crate::generate::{Engine, SessionOptions};
 use crate::kernels::log_sum_exp;
 use crate::model::{NoProbe, Probe};
+use crate::sparsity::PlanMasks;
 use crate::{Error, Result};
 
 /// How the token sequence is cut.
@@ -122,10 +123,29 @@ pub fn perplexity_masked(
     windows: Windows,
     progress: &mut dyn FnMut(&Perplexity) -> ControlFlow<()>,
 ) -> Result<Perplexity> {
+    perplexity_observed(masked, tokens, windows, &mut |_, _, _| (), progress)
+}
+
+/// [`perplexity_masked`], which also shows the plans of every pass: the number of the window, the tokens of it that the rows are,
+/// and the plans.
+///
+/// # Errors
+/// As [`perplexity_masked`].
+pub fn perplexity_observed(
+    masked: &mut Masked,
+    tokens: &[u32],
+    windows: Windows,
+    observe: &mut dyn FnMut(usize, Range<usize>, &PlanMasks),
+    progress: &mut dyn FnMut(&Perplexity) -> ControlFlow<()>,
+) -> Result<Perplexity> {
     let engine = masked.engine().clone();
     over_windows(&engine, tokens, windows, progress, &mut |number, window, each| {
         let mut text = masked.text(number as u64, window.len())?;
-        masked.run(&mut [Job { text: &mut text, tokens: window, from: 0 }], &mut |_, index, logits| each(index, logits))
+        let jobs = &mut [Job { text: &mut text, tokens: window, from: 0 }];
+        let passed = &mut |parts: &[(usize, Range<usize>)], masks: &PlanMasks| {
+            parts.iter().for_each(|(_, range)| observe(number, range.clone(), masks));
+        };
+        masked.run_with(jobs, passed, &mut |_, index, logits| each(index, logits))
     })
 }
 
