@@ -5,12 +5,14 @@
 //! | the dense model on a text | [`perplexity`] |
 //! | a policy on a text | [`Masked`] and [`perplexity_masked`] |
 //! | multiple-choice tasks, dense or under a policy | [`tasks`] |
+//! | many policies at many budgets | [`sweep`] |
 //! | one continuation | [`log_likelihood`] |
 
 mod likelihood;
 mod masked;
 mod perplexity;
 mod plan_picture;
+pub mod sweep;
 pub mod tasks;
 
 pub use likelihood::{Likelihood, log_likelihood};
