@@ -24,6 +24,7 @@ mod random_model;
 mod samples;
 mod several;
 mod sparsity;
+mod sweep;
 mod trace;
 mod train;
 
@@ -60,6 +61,7 @@ enum Command {
     Trace(Box<trace::Trace>),
     #[command(subcommand)]
     Eval(eval::Eval),
+    Sweep(Box<sweep::SweepCommand>),
     Logits(logits::Logits),
     Activations(activations::Activations),
     RandomModel(random_model::RandomModel),
@@ -102,6 +104,7 @@ fn dispatch(cli: Cli, console: &mut Console) -> Result<()> {
         Some(Command::Train(command)) => command.run(console),
         Some(Command::Trace(command)) => command.run(console),
         Some(Command::Eval(command)) => command.run(console),
+        Some(Command::Sweep(command)) => command.run(console),
         Some(Command::Logits(command)) => command.run(console),
         Some(Command::Activations(command)) => command.run(console),
         Some(Command::RandomModel(command)) => command.run(console),

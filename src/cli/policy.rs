@@ -36,6 +36,20 @@ impl PolicyName {
         names.try_map(|name| PolicyName::from_str(&name, false))
     }
 
+    /// The policy of a name.
+    pub(super) fn named(name: &str) -> Option<Self> {
+        PolicyName::from_str(name, false).ok()
+    }
+
+    /// What is in the file that it needs, if it needs one.
+    pub(super) fn file(self) -> Option<&'static str> {
+        match self {
+            PolicyName::Static => Some("scores"),
+            PolicyName::Shadow | PolicyName::Dejavu => Some("a predictor"),
+            PolicyName::Dense | PolicyName::Random | PolicyName::Oracle => None,
+        }
+    }
+
     /// What it chooses by. Of the files the one that it needs is read.
     pub(super) fn source(
         self,

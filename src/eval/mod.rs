@@ -6,12 +6,15 @@
 //! | a policy on a text | [`Masked`] and [`perplexity_masked`] |
 //! | multiple-choice tasks, dense or under a policy | [`tasks`] |
 //! | many policies at many budgets | [`sweep`] |
+//! | the same, to look at | [`report`] |
 //! | one continuation | [`log_likelihood`] |
 
 mod likelihood;
+mod markup;
 mod masked;
 mod perplexity;
 mod plan_picture;
+pub mod report;
 pub mod sweep;
 pub mod tasks;
 
