@@ -270,7 +270,7 @@ fn a_full_disk_keeps_what_was_measured() {
     let mut limited = std::process::Command::new("sh");
     // In blocks of 512 bytes; the signal is ignored, so that writing fails with an error as on a full disk.
     limited
-        .args(["-c", "trap '' XFSZ; ulimit -f 16; exec \"$0\" \"$@\""])
+        .args(["-c", "trap '' XFSZ; ulimit -f 8; exec \"$0\" \"$@\""])
         .arg(inner.get_program())
         .args(inner.get_args());
     program::isolated(&mut limited);

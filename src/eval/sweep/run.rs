@@ -111,11 +111,12 @@ impl Sweep<'_> {
             Error::SweepPoint { point: what, source: Box::new(error) }
         };
         for place in self.places() {
-            self.masked(&place).map_err(|error| match error {
-                // It says all that there is to say.
-                Error::BudgetFraction { .. } => error,
-                error => named(&place, error),
-            })?;
+            // This says all that there is to say.
+            place.kinds.budget(place.keep, self.budget)?;
+            // Nothing else can be wrong with the oracle, and it looks at all weights.
+            if self.policies[place.policy].source.decodes() {
+                self.masked(&place).map_err(|error| named(&place, error))?;
+            }
         }
         Ok(())
     }

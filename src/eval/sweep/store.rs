@@ -89,7 +89,7 @@ impl Store {
     }
 
     fn save(&mut self) -> Result<()> {
-        let mut json = serde_json::to_string_pretty(&self.results)
+        let mut json = serde_json::to_string(&self.results)
             .map_err(|error| Error::SweepFile { reason: error.to_string() })?;
         json.push('\n');
         Ok(write_atomic(&self.path, json.as_bytes())?)
