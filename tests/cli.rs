@@ -33,6 +33,7 @@ fn help_of_every_command() {
         &["calibrate-gate", "--help"],
         &["train", "--help"],
         &["trace", "--help"],
+        &["criteria", "--help"],
         &["eval", "--help"],
         &["eval", "perplexity", "--help"],
         &["eval", "tasks", "--help"],

@@ -9,6 +9,7 @@ mod activations;
 mod calibrate_gate;
 mod chat;
 mod console;
+mod criteria;
 mod demo;
 mod eval;
 mod gate;
@@ -59,6 +60,7 @@ enum Command {
     CalibrateGate(calibrate_gate::CalibrateGate),
     Train(Box<train::Train>),
     Trace(Box<trace::Trace>),
+    Criteria(criteria::Criteria),
     #[command(subcommand)]
     Eval(eval::Eval),
     Sweep(Box<sweep::SweepCommand>),
@@ -103,6 +105,7 @@ fn dispatch(cli: Cli, console: &mut Console) -> Result<()> {
         Some(Command::CalibrateGate(command)) => command.run(console),
         Some(Command::Train(command)) => command.run(console),
         Some(Command::Trace(command)) => command.run(console),
+        Some(Command::Criteria(command)) => command.run(console),
         Some(Command::Eval(command)) => command.run(console),
         Some(Command::Sweep(command)) => command.run(console),
         Some(Command::Logits(command)) => command.run(console),

@@ -6,12 +6,14 @@ use std::path::{Path, PathBuf};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
-use super::console::Console;
+use super::console::{Console, Heeded};
 use super::options::ModelArgs;
 use super::samples::SampleArgs;
 use crate::learn::SampleSource;
-use crate::learn::trace::TraceSource;
-use crate::learn::train::{Judgement, Loss, Preset, TrainEvent, TrainOptions, TrainReport, Width, train};
+use crate::learn::trace::{TextSource, TraceSource};
+use crate::learn::train::{
+    Factors, FileSize, Judgement, Loss, Preset, TrainEvent, TrainOptions, TrainReport, Width, train,
+};
 use crate::sparsity::ModelIdentity;
 use crate::sparsity::predictor::WeightFormat;
 use crate::{Error, Result};
@@ -60,14 +62,28 @@ pub(super) struct Train {
     #[arg(long, value_name = "N")]
     neuron_width: Option<usize>,
 
+    /// Hidden units as the file has room for: bytes, or a share of the bytes of the model's blocks. Other widths, and those of the
+    /// preset, then count as proportions, so that predictors of different kinds compare at the same size.
+    #[arg(long, value_name = "BYTES|PERCENT%", conflicts_with = "width")]
+    size: Option<FileSize>,
+
     /// One hidden layer of --width units for both.
     #[arg(long, conflicts_with_all = ["head_width", "neuron_width"])]
     shared: bool,
 
-    /// What is minimised: mse, the squared error of the importances; bce, whether a unit is of the best; or listwise, the
-    /// cross-entropy of a layer's importances.
+    /// What is minimised: mse, the squared error of the importances; bce, whether a unit is of the best; listwise, the
+    /// cross-entropy of a layer's importances; or pairwise, by how much more important units fall short of their lead over others.
     #[arg(long, value_name = "LOSS")]
     loss: Option<Loss>,
+
+    /// Tokens whose gradients are measured first: neurons are then ranked by their predicted size times the usual size of their
+    /// gradient. 0: by what is predicted alone [default: 8192 for the preset shadow with the criterion magnitude, else 0].
+    #[arg(long, value_name = "N", conflicts_with = "trace")]
+    gradient_tokens: Option<usize>,
+
+    /// Rank heads by their predicted size times the usual size of their gradient, too; whether that is better depends on the model.
+    #[arg(long, conflicts_with = "trace")]
+    head_gradients: bool,
 
     /// Fraction of the heads and neurons that counts as best, in reports and for bce.
     #[arg(long, value_name = "FRACTION", allow_negative_numbers = true)]
@@ -80,6 +96,10 @@ pub(super) struct Train {
     /// Times that a token is used while it is in memory.
     #[arg(long, value_name = "N")]
     passes: Option<usize>,
+
+    /// Tokens in memory at once [default: as many as fit into 1 GiB, but at most 65536].
+    #[arg(long, value_name = "N")]
+    portion: Option<usize>,
 
     /// Tokens of one step.
     #[arg(long, value_name = "N")]
@@ -146,6 +166,7 @@ struct Report<'a> {
     history: &'a [TrainReport],
 }
 
+const GRADIENTS_BAR: &str = "measuring gradients [{bar:30}] {pos}/{len} tokens, {eta} left";
 const BAR: &str = "training [{bar:30}] {pos}/{len} tokens, {per_sec}, {eta} left";
 
 impl Train {
@@ -157,19 +178,28 @@ impl Train {
             return Err(Error::StateExists { path: state });
         }
         let engine = self.model.fast_engine_of(&self.model.checkpoint(console)?)?;
-        let mut from_text;
-        let mut from_trace;
-        let source: &mut dyn SampleSource = match &self.trace {
+        let heeded = console.heed_interrupts();
+        let (mut from_text, mut from_trace);
+        let (source, factors): (&mut dyn SampleSource, _) = match &self.trace {
             Some(directory) => {
                 from_trace = TraceSource::open(directory, &ModelIdentity::of(engine.model()))?;
-                &mut from_trace
+                (&mut from_trace, None)
             }
             None => {
                 from_text = self.samples.source(&engine, &self.preset.samples(engine.config().layers))?;
-                &mut from_text
+                let factors = factors(console, &heeded, &from_text, &options)?;
+                (&mut from_text, factors)
             }
         };
-        let (bar, heeded, start) = (console.bar(0, BAR), console.heed_interrupts(), std::time::Instant::now());
+        let width = match self.size {
+            Some(size) => {
+                let limit = size.bytes(engine.model().active_bytes(0).blocks);
+                options.width.fitting(source.info(), &options, self.format.into(), limit)?
+            }
+            None => options.width,
+        };
+        let options = TrainOptions { width, ..options };
+        let (bar, start) = (console.bar(0, BAR), std::time::Instant::now());
         let mut rows = [None, None];
         let mut hear = |event: TrainEvent<'_>| {
             match event {
@@ -186,7 +216,7 @@ impl Train {
             }
             if heeded.go_on() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         };
-        let result = train(engine.cpu(), source, &options, None, Some(&state), self.resume, &mut hear);
+        let result = train(engine.cpu(), source, &options, factors.as_ref(), Some(&state), self.resume, &mut hear);
         bar.finish_and_clear();
         if matches!(result, Err(Error::Interrupted)) && state.exists() {
             console.note(&format!("{} holds the state of this run: go on with --resume", state.display()));
@@ -235,18 +265,46 @@ impl Train {
             },
         };
         TrainOptions {
-            seed: self.samples.seed,
+            seed: self.samples.texts.seed,
             width,
+            gradient_tokens: self.gradient_tokens.unwrap_or(match self.samples.criterion.as_deref() {
+                None | Some("magnitude") if self.trace.is_none() => base.gradient_tokens,
+                _ => 0,
+            }),
+            head_gradients: self.head_gradients || base.head_gradients,
             loss: self.loss.unwrap_or(base.loss),
             kept: self.keep.map_or(base.kept, |keep| [keep; 2]),
             epochs: self.epochs.unwrap_or(base.epochs),
             passes: self.passes.unwrap_or(base.passes),
+            portion: self.portion.or(base.portion),
             batch: self.batch.unwrap_or(base.batch),
             learning_rate: self.rate.unwrap_or(base.learning_rate),
             held_out: self.held_out.unwrap_or(base.held_out),
             ..base
         }
     }
+}
+
+/// What predictions of neurons are multiplied with, if gradients are to be measured.
+fn factors(
+    console: &Console,
+    heeded: &Heeded,
+    source: &TextSource<'_>,
+    options: &TrainOptions,
+) -> Result<Option<Factors>> {
+    if options.gradient_tokens == 0 {
+        return Ok(None);
+    }
+    let (bar, split) = (console.bar(0, GRADIENTS_BAR), options.split());
+    let mut hear = |done, of| {
+        bar.set_length(of);
+        bar.set_position(done);
+        if heeded.go_on() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    };
+    let wanted = |document| !split.holds_out(document);
+    let factors = Factors::saliency(source, &wanted, options.gradient_tokens, options.head_gradients, &mut hear);
+    bar.finish_and_clear();
+    factors.map(Some)
 }
 
 /// Where the state of a run is that writes `out`.

@@ -27,7 +27,7 @@ mod shots;
 mod winogrande;
 
 #[cfg(feature = "tokenizer")]
-pub use encode::encode;
+pub use encode::{encode, encode_answer};
 pub use item::{Item, Prompt};
 pub use prepare::Prepared;
 pub use record::{Record, read_items};

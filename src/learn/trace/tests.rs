@@ -9,13 +9,14 @@ use super::*;
 use crate::kernels::Cpu;
 use crate::learn::criteria::LayerInput;
 use crate::learn::samples::{SampleBatch, SampleSource};
-use crate::learn::train::{TrainOptions, Width, train};
+use crate::learn::train::{Factors, TrainOptions, Width, train};
 use crate::learn::{BackwardWorkspace, Criterion, Form, LayerRecord, LayerVisitor, Loss, UnitKind, backward};
 use crate::model::random::random_checkpoint;
 use crate::model::{KvCache, Model, Probe, Rows, Segment, Workspace};
 use crate::sparsity::ModelIdentity;
 use crate::sparsity::predictor::{PredictorInput, WeightFormat};
 use crate::sparsity::testing::cpu;
+use crate::{Error, Result};
 
 fn model(seed: u64) -> Model {
     let json = r#"{"model_type": "llama", "vocab_size": 61, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 4,
@@ -147,6 +148,59 @@ fn samples_of_gradients_are_those_of_the_backward_pass_without_the_last_token() 
         }
         assert_eq!((rows, source.info().criterion.as_str()), (source.rows(&|_| true), name));
     }
+}
+
+#[test]
+fn records_are_scored_on_their_answer_alone() {
+    let (cpu, model) = (cpu(), model(1));
+    // Shorter than the window, and longer: this one loses its beginning, and its answer stays.
+    let records =
+        || [(15, 11), (33, 28)].map(|(len, answer)| Document::with_answer(documents(4)[3][..len].to_vec(), answer));
+    let make = |name: &str| {
+        let importance = Importance::of(name, &cpu, &model).unwrap();
+        TextSource::new(&cpu, &model, importance, records().to_vec(), &options(PredictorInput::Residual)).unwrap()
+    };
+    let mut source = make("plainact");
+    let (mut batch, mut seen) = (SampleBatch::default(), 0);
+    while source.next(&|_| true, &mut batch).unwrap() {
+        let index = batch.documents[0] as usize;
+        let (start, answer) = [(0, 11), (13, 15)][index];
+        let tokens = &records()[index].tokens[start..];
+        assert_eq!((tokens.len() <= 20, batch.rows), (true, tokens.len() - 1), "the last token predicts nothing");
+        let criterion = "plainact".parse::<&'static dyn Criterion>().unwrap();
+        let mut direct = Direct { cpu: &cpu, model: &model, tokens, criterion, layers: vec![Default::default(); 4] };
+        let loss = Loss { tokens: Some(answer..tokens.len()), ..Loss::sum() };
+        backward(&cpu, &model, tokens, &loss, &mut BackwardWorkspace::new(), &mut direct).unwrap();
+        for row in 0..batch.rows {
+            for layer in 1..4 {
+                let [_, heads, neurons] = &direct.layers[layer];
+                assert_eq!(batch.heads[(row * 3 + layer - 1) * 4..][..4], heads[row * 4..][..4]);
+                assert_eq!(batch.neurons[(row * 3 + layer - 1) * 40..][..40], neurons[row * 40..][..40]);
+            }
+            // Tokens of the question count in so far as the answer attends to them: not in the last layer.
+            let neurons = |layer: usize| batch.neurons[(row * 3 + layer - 1) * 40..][..40].iter().any(|&v| v > 0.0);
+            assert_eq!([neurons(1), neurons(2), neurons(3)], [true, true, row + 1 >= answer], "token {row}");
+        }
+        seen += 1;
+    }
+    assert_eq!(seen, 2);
+    // Where only activations count a record is a text as others are.
+    let plain = |documents: Vec<Document>| {
+        let importance = Importance::of("magnitude", &cpu, &model).unwrap();
+        let options = options(PredictorInput::Residual);
+        let mut source = TextSource::new(&cpu, &model, importance, documents, &options).unwrap();
+        let (mut batch, mut all) = (SampleBatch::default(), Vec::new());
+        while source.next(&|_| true, &mut batch).unwrap() {
+            all.push(batch.clone());
+        }
+        all
+    };
+    let texts = records().map(|record| Document { answer: None, ..record }).to_vec();
+    assert!(plain(records().to_vec()) == plain(texts.clone()) && plain(texts.clone()).len() == 3);
+    // Another answer is another trace.
+    let importance = || Importance::of("plainact", &cpu, &model).unwrap();
+    let other = TextSource::new(&cpu, &model, importance(), texts, &options(PredictorInput::Residual)).unwrap();
+    assert_ne!(other.text_hash(), source.text_hash());
 }
 
 #[test]
@@ -333,4 +387,61 @@ fn traces_that_do_not_fit_say_why() {
         assert_eq!(shard.parse::<Shard>().unwrap_err().to_string(), expected);
     }
     assert_eq!("2/3".parse::<Shard>().unwrap().to_string(), "2/3");
+}
+
+/// Saliency factors are `rms(dZ) / norm(w)` over the wanted documents, brought to mean 1 in each layer.
+#[test]
+fn saliency_factors_are_the_usual_gradients_over_the_norms_of_columns() {
+    #[derive(Default)]
+    struct Sum(Vec<f64>, Vec<f64>);
+    impl LayerVisitor for Sum {
+        fn layer(&mut self, record: &LayerRecord<'_>) -> Result<()> {
+            let width = record.inner_grads.len() / record.tokens;
+            self.0.resize(4 * width, 0.0);
+            for (i, &g) in record.inner_grads.iter().enumerate() {
+                self.0[record.layer * width + i % width] += f64::from(g).powi(2);
+            }
+            self.1.resize(4 * 4, 0.0);
+            for (i, &g) in record.context_grads.iter().enumerate() {
+                self.1[record.layer * 4 + i % 24 / 6] += f64::from(g).powi(2);
+            }
+            Ok(())
+        }
+    }
+    let (cpu, model) = (cpu(), model(3));
+    let source = source(&cpu, &model, "magnitude", PredictorInput::Residual, 6);
+    let found =
+        Factors::saliency(&source, &|d| d != 2, usize::MAX, true, &mut |_, _| ControlFlow::Continue(())).unwrap();
+    let mut sums = Sum::default();
+    for document in documents(6).iter().enumerate().filter(|&(d, _)| d != 2).map(|(_, document)| document) {
+        for text in document.chunks(20).filter(|text| text.len() > 1) {
+            backward(&cpu, &model, text, &Loss::sum(), &mut BackwardWorkspace::new(), &mut sums).unwrap();
+        }
+    }
+    assert_eq!((found.criterion.as_str(), found.heads.len(), found.neurons.len()), ("saliency", 3 * 4, 3 * 40));
+    for layer in 1..4 {
+        let norms = model.layers[layer].ffn.output_squares(&cpu);
+        let sizes: Vec<f64> =
+            sums.0[layer * 40..][..40].iter().zip(norms).map(|(sum, norm)| (sum / norm).sqrt()).collect();
+        let mean = sizes.iter().sum::<f64>() / 40.0;
+        for (found, size) in found.neurons[(layer - 1) * 40..][..40].iter().zip(sizes) {
+            assert!((f64::from(*found) - size / mean).abs() < 1e-5, "{found} instead of {}", size / mean);
+        }
+        let heads = &sums.1[layer * 4..][..4];
+        let mean = heads.iter().sum::<f64>() / 4.0;
+        for (found, size) in found.heads[(layer - 1) * 4..][..4].iter().zip(heads) {
+            assert!((f64::from(*found) - size / mean).abs() < 1e-5, "{found} instead of {}", size / mean);
+        }
+    }
+    let part = Factors::saliency(&source, &|_| true, 30, false, &mut |_, _| ControlFlow::Continue(())).unwrap();
+    assert_ne!(part.neurons, found.neurons);
+    assert!(part.heads.iter().all(|&f| f == 1.0));
+    let stopped = Factors::saliency(&source, &|_| true, 30, false, &mut |_, _| ControlFlow::Break(()));
+    assert!(matches!(stopped, Err(Error::Interrupted)));
+    let other = self::source(&cpu, &model, "l2norm", PredictorInput::Residual, 6);
+    let error = Factors::saliency(&other, &|_| true, 30, false, &mut |_, _| ControlFlow::Continue(())).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "number of tokens to measure gradients of is 30 for the criterion l2norm; expected 0, unless the criterion is magnitude"
+    );
 }

@@ -2,12 +2,12 @@
 
 /// Part of a document that is read in one go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Window {
-    pub(super) document: u32,
+pub(in crate::learn) struct Window {
+    pub(in crate::learn) document: u32,
     /// Where it begins: a token of the document, or a row of a file.
-    pub(super) start: usize,
+    pub(in crate::learn) start: usize,
     /// Tokens.
-    pub(super) len: usize,
+    pub(in crate::learn) len: usize,
 }
 
 /// Windows and a place among them.

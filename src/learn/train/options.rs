@@ -19,7 +19,8 @@ pub struct TrainOptions {
     pub epochs: usize,
     /// Times that samples are used while they are in memory; making them costs far more than using them.
     pub passes: usize,
-    /// Samples in memory at once; `None`: as many as fit into 512 MiB, but at most 16384.
+    /// Samples in memory at once; `None`: as many as fit into 1 GiB, but at most 65536. The more there are, the less the networks
+    /// lean towards what they saw last.
     pub portion: Option<usize>,
     /// Samples of one step.
     pub batch: usize,
@@ -41,6 +42,12 @@ pub struct TrainOptions {
     pub activation: HiddenActivation,
     /// What is done to the inputs.
     pub normalization: Normalization,
+    /// Tokens over which the gradients of neurons are measured before the training, for [`super::Factors::saliency`]; 0: units are
+    /// ranked by what is predicted. Whoever calls [`super::train`] hands the factors over; here it is part of the settings that
+    /// a resumed run must share.
+    pub gradient_tokens: usize,
+    /// Whether heads are ranked by saliency, too. It depends on the model whether that is better.
+    pub head_gradients: bool,
     /// What is minimised.
     pub loss: Loss,
     /// How importances become targets.
@@ -133,6 +140,8 @@ impl Preset {
             width: Width::Separate { heads: 128, neurons: 128 },
             activation: HiddenActivation::Relu,
             normalization: Normalization::Standardize,
+            gradient_tokens: 8192,
+            head_gradients: false,
             loss: Loss::Mse,
             target_scale: TargetScale::Max,
             kept: [0.5, 0.5],
@@ -146,10 +155,11 @@ impl Preset {
                 batch: 32,
                 width: Width::Separate { heads: 2048, neurons: 1024 },
                 normalization: Normalization::MinMax,
+                gradient_tokens: 0,
                 target_scale: TargetScale::MinMax,
                 ..shadow
             },
-            Preset::DejaVu => TrainOptions { activation: HiddenActivation::None, ..shadow },
+            Preset::DejaVu => TrainOptions { activation: HiddenActivation::None, gradient_tokens: 0, ..shadow },
         }
     }
 }

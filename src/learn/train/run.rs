@@ -22,9 +22,9 @@ use crate::sparsity::predictor::{Normalization, Standard, min_max};
 use crate::{Error, Result};
 
 /// Memory of a portion if its size is not given.
-const PORTION_BYTES: usize = 512 << 20;
+const PORTION_BYTES: usize = 1 << 30;
 /// Samples of a portion if its size is not given, at most.
-const PORTION_ROWS: usize = 16384;
+const PORTION_ROWS: usize = 65536;
 /// Samples of a portion that mean targets are taken from.
 const MEAN_ROWS: usize = 1024;
 /// Memory of the usual norm of gradients.
