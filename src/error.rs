@@ -195,6 +195,54 @@ pub enum Error {
         /// The policy.
         policy: &'static str,
     },
+    // Sweeps.
+    /// A kind of unit to sweep over that is not in the list.
+    #[error("unknown kind of unit {found:?}; expected heads, neurons or both")]
+    UnknownKinds {
+        /// The name as given.
+        found: String,
+    },
+    /// A policy of a sweep that cannot be read.
+    #[error("policy {found:?} {reason}")]
+    SweepPolicy {
+        /// As given.
+        found: String,
+        /// What is wrong with it, and what would be right.
+        reason: String,
+    },
+    /// Settings of a sweep that do not go together.
+    #[error("{reason}")]
+    SweepSetting {
+        /// What is wrong, and what to do.
+        reason: String,
+    },
+    /// A point of a sweep that cannot be measured.
+    #[error("{point}: {source}")]
+    SweepPoint {
+        /// Policy and budget.
+        point: String,
+        /// Why not.
+        source: Box<Error>,
+    },
+    /// A file of results that cannot be gone on with.
+    #[error(
+        "these are no results of a sweep that this program could go on with: {reason}; remove the file or use another --out"
+    )]
+    SweepFile {
+        /// What is wrong.
+        reason: String,
+    },
+    /// A sweep that was measured otherwise.
+    #[error("this is another sweep: {difference}; measure as it was begun, or use another --out")]
+    OtherSweep {
+        /// What differs.
+        difference: String,
+    },
+    /// Decoding was to be timed over weights that are not packed.
+    #[error(
+        "sparse decoding is timed over packed weights, but this engine has none; use Engine::over or Engine::load_packed"
+    )]
+    NotPacked,
     /// The model's logits are no numbers, so nothing can be measured with them.
     #[error(
         "the logits of window {window} are not finite: the forward pass broke down; \

@@ -56,6 +56,7 @@ fn help_of_every_command() {
         &["eval", "--help"],
         &["eval", "perplexity", "--help"],
         &["eval", "tasks", "--help"],
+        &["sweep", "--help"],
         &["logits", "--help"],
         &["activations", "--help"],
         &["random-model", "--help"],

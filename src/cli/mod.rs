@@ -25,6 +25,7 @@ mod random_model;
 mod samples;
 mod several;
 mod sparsity;
+mod sweep;
 mod trace;
 mod train;
 mod validate;
@@ -64,6 +65,7 @@ enum Command {
     Criteria(criteria::Criteria),
     #[command(subcommand)]
     Eval(eval::Eval),
+    Sweep(Box<sweep::SweepCommand>),
     Logits(logits::Logits),
     Activations(activations::Activations),
     RandomModel(random_model::RandomModel),
@@ -108,6 +110,7 @@ fn dispatch(cli: Cli, console: &mut Console) -> Result<()> {
         Some(Command::Trace(command)) => command.run(console),
         Some(Command::Criteria(command)) => command.run(console),
         Some(Command::Eval(command)) => command.run(console),
+        Some(Command::Sweep(command)) => command.run(console),
         Some(Command::Logits(command)) => command.run(console),
         Some(Command::Activations(command)) => command.run(console),
         Some(Command::RandomModel(command)) => command.run(console),
