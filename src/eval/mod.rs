@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | the dense model on a text | [`perplexity`] |
 //! | a policy on a text | [`Masked`] and [`perplexity_masked`] |
+//! | what a predictor costs at several budgets, for its file | [`validate_predictor`] |
 //! | multiple-choice tasks, dense or under a policy | [`tasks`] |
 //! | one continuation | [`log_likelihood`] |
 
@@ -12,8 +13,12 @@ mod masked;
 mod perplexity;
 mod plan_picture;
 pub mod tasks;
+mod validation;
 
 pub use likelihood::{Likelihood, log_likelihood};
 pub use masked::{Chooser, Decision, EachLogits, Importance, Job, Masked, MaskedText, Masking, PolicyMaker};
-pub use perplexity::{Perplexity, WindowNll, Windows, perplexity, perplexity_masked, perplexity_with};
+pub use perplexity::{
+    Perplexity, WindowNll, Windows, perplexity, perplexity_masked, perplexity_of_texts, perplexity_with,
+};
 pub use plan_picture::plan_picture;
+pub use validation::{KEPT, ValidationProgress, validate_predictor};
