@@ -82,7 +82,7 @@ fn a_trace_that_is_killed_goes_on_to_the_same_files() {
 #[test]
 fn criteria_that_are_killed_go_on_to_the_same_scores() {
     let temp = tempfile::tempdir().unwrap();
-    let (book, tasks) = (book(temp.path(), 300), records(temp.path(), 40));
+    let (book, tasks) = (book(temp.path(), 60), records(temp.path(), 40));
     let path = |name: &str| temp.path().join(name).to_str().unwrap().to_owned();
     let args = |out: &str, more: &[&str]| -> Vec<String> {
         let base =
@@ -176,7 +176,8 @@ fn a_full_disk_loses_nothing() {
     let [trace, scores, predictor] = ["trace", "scores", "p.safetensors"].map(path);
     let text = ["--text", &book, "--window", "128"];
     let few = [&text[..], &["--tokens", "600"]].concat();
-    let some = [&text[..], &["--tokens", "9000"]].concat();
+    // Two documents: one to learn from, one that is held out.
+    let some = [&text[..], &["--tokens", "6000", "--criterion", "l2norm"]].concat();
     let training =
         [&["train", "--width", "8", "--held-out", "0.4", "--passes", "1", "--out", &predictor], &some[..]].concat();
     let cases = [
@@ -217,7 +218,7 @@ fn predictors_of_all_presets_obey_their_size() {
             "--text",
             &book,
             "--tokens",
-            "4000",
+            "6000",
             "--window",
             "128",
             "--held-out",
@@ -241,7 +242,7 @@ fn predictors_of_all_presets_obey_their_size() {
     for bytes in sizes {
         assert!(bytes <= 3 * blocks / 100 && bytes > blocks / 100, "{bytes} of {blocks}");
     }
-    let error = run(&["train", "--text", &book, "--size", "10", "--out", "unused"]).err;
+    let error = run(&["train", "--text", &book, "--criterion", "l2norm", "--size", "10", "--out", "unused"]).err;
     assert!(error.contains("but the file may have at most 10; allow more bytes"), "{error}");
     assert_eq!(run(&["train", "--text", &book, "--size", "3 MB", "--out", "unused"]).code, Some(2));
 }

@@ -275,8 +275,8 @@ mod tests {
                             networks.tensors_mut()[index].value[at] += step;
                             total(&networks)
                         };
-                        // The softmax is smooth, and its loss is a large number of f32.
-                        let step = if loss == Loss::Listwise { 2e-2 } else { 2e-3 };
+                        // Both are smooth, and their losses are large numbers of f32.
+                        let step = if matches!(loss, Loss::Listwise | Loss::Pairwise) { 2e-2 } else { 2e-3 };
                         let quotient = (moved(step) - moved(-step)) / f64::from(2.0 * step);
                         let off = (f64::from(gradients[at]) - quotient).abs();
                         let bound = 0.02 * f64::from(largest) + 0.05;
