@@ -195,6 +195,54 @@ pub enum Error {
         /// The policy.
         policy: &'static str,
     },
+    // Sweeps.
+    /// A kind of unit to sweep over that is not in the list.
+    #[error("unknown kind of unit {found:?}; expected heads, neurons or both")]
+    UnknownKinds {
+        /// The name as given.
+        found: String,
+    },
+    /// A policy of a sweep that cannot be read.
+    #[error("policy {found:?} {reason}")]
+    SweepPolicy {
+        /// As given.
+        found: String,
+        /// What is wrong with it, and what would be right.
+        reason: String,
+    },
+    /// Settings of a sweep that do not go together.
+    #[error("{reason}")]
+    SweepSetting {
+        /// What is wrong, and what to do.
+        reason: String,
+    },
+    /// A point of a sweep that cannot be measured.
+    #[error("{point}: {source}")]
+    SweepPoint {
+        /// Policy and budget.
+        point: String,
+        /// Why not.
+        source: Box<Error>,
+    },
+    /// A file of results that cannot be gone on with.
+    #[error(
+        "these are no results of a sweep that this program could go on with: {reason}; remove the file or use another --out"
+    )]
+    SweepFile {
+        /// What is wrong.
+        reason: String,
+    },
+    /// A sweep that was measured otherwise.
+    #[error("this is another sweep: {difference}; measure as it was begun, or use another --out")]
+    OtherSweep {
+        /// What differs.
+        difference: String,
+    },
+    /// Decoding was to be timed over weights that are not packed.
+    #[error(
+        "sparse decoding is timed over packed weights, but this engine has none; use Engine::over or Engine::load_packed"
+    )]
+    NotPacked,
     /// The model's logits are no numbers, so nothing can be measured with them.
     #[error(
         "the logits of window {window} are not finite: the forward pass broke down; \
@@ -254,6 +302,23 @@ pub enum Error {
     CurvatureMissing {
         /// The criterion.
         criterion: &'static str,
+    },
+    /// A criterion whose scores are no numbers.
+    #[error("criterion {criterion} broke down on this text: {source}; leave it out with --criteria")]
+    BadCriterion {
+        /// The criterion.
+        criterion: &'static str,
+        /// The score that is wrong.
+        source: Box<Error>,
+    },
+    /// The state of another survey of criteria is in the way.
+    #[error(
+        "this is the state of another survey: {difference}; go on with the criteria and texts that it was begun with, or remove \
+         the file to begin anew"
+    )]
+    OtherSurvey {
+        /// What differs.
+        difference: String,
     },
     /// A task that is not in the list.
     #[error("unknown task {found:?}; known are {known}")]
@@ -371,6 +436,16 @@ pub enum Error {
         layers: usize,
         /// Units of one layer.
         width: usize,
+    },
+    /// A budget prunes units that the scores say nothing about.
+    #[error(
+        "the scores rank no {units}, but the budget keeps only {kept} of them; keep all {units}, or use scores of a criterion that ranks them"
+    )]
+    ScoresLack {
+        /// "heads" or "neurons".
+        units: &'static str,
+        /// The budget's fraction.
+        kept: f32,
     },
     /// A score that cannot be ranked.
     #[error("the score of {unit} {index} of layer {layer} is {value}; scores must be finite numbers")]
@@ -607,6 +682,25 @@ pub enum Error {
         /// The step.
         step: u64,
     },
+    /// No predictor is as small as is wanted.
+    #[error(
+        "a predictor with one hidden unit takes about {least} bytes, but the file may have at most {limit}; allow more bytes, or use \
+         fewer stations or a smaller number format"
+    )]
+    PredictorSize {
+        /// Bytes allowed.
+        limit: u64,
+        /// Bytes of the smallest one.
+        least: u64,
+    },
+    /// A size of a predictor file that is neither a number of bytes nor a share.
+    #[error(
+        "unknown size {found:?}; expected bytes, such as 1000000, or a share of the bytes of the model's blocks, such as 3%"
+    )]
+    UnknownSize {
+        /// As given.
+        found: String,
+    },
     /// A state of another training was to be resumed.
     #[error(
         "this is the state of another training: {difference}; resume with the settings and text that it was begun with, \
@@ -663,7 +757,7 @@ pub enum Error {
         found: String,
     },
     /// A loss that is not in the list.
-    #[error("unknown loss {found:?}; expected mse, bce or listwise")]
+    #[error("unknown loss {found:?}; expected mse, bce, listwise or pairwise")]
     UnknownLoss {
         /// The name as given.
         found: String,

@@ -1,6 +1,6 @@
 //! Options and report of commands that may skip neurons by their gate.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Args;
@@ -26,6 +26,11 @@ impl GateArgs {
     /// Whether anything is to be skipped.
     pub(super) fn is_given(&self) -> bool {
         self.gate_skip.is_some()
+    }
+
+    /// The file of the thresholds.
+    pub(super) fn thresholds(&self) -> Option<&Path> {
+        self.gate_thresholds.as_deref()
     }
 
     /// The thresholds for the fraction that was asked for, if any was.

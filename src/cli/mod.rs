@@ -9,6 +9,7 @@ mod activations;
 mod calibrate_gate;
 mod chat;
 mod console;
+mod criteria;
 mod demo;
 mod eval;
 mod gate;
@@ -24,6 +25,7 @@ mod random_model;
 mod samples;
 mod several;
 mod sparsity;
+mod sweep;
 mod trace;
 mod train;
 mod validate;
@@ -60,8 +62,10 @@ enum Command {
     Train(Box<train::Train>),
     Validate(validate::Validate),
     Trace(Box<trace::Trace>),
+    Criteria(criteria::Criteria),
     #[command(subcommand)]
     Eval(eval::Eval),
+    Sweep(Box<sweep::SweepCommand>),
     Logits(logits::Logits),
     Activations(activations::Activations),
     RandomModel(random_model::RandomModel),
@@ -104,7 +108,9 @@ fn dispatch(cli: Cli, console: &mut Console) -> Result<()> {
         Some(Command::Train(command)) => command.run(console),
         Some(Command::Validate(command)) => command.run(console),
         Some(Command::Trace(command)) => command.run(console),
+        Some(Command::Criteria(command)) => command.run(console),
         Some(Command::Eval(command)) => command.run(console),
+        Some(Command::Sweep(command)) => command.run(console),
         Some(Command::Logits(command)) => command.run(console),
         Some(Command::Activations(command)) => command.run(console),
         Some(Command::RandomModel(command)) => command.run(console),

@@ -68,7 +68,12 @@ impl ModelArgs {
 
     /// Loads the model, to measure it: exact products.
     pub(super) fn engine(&self, console: &Console) -> Result<Engine> {
-        Engine::load(&self.checkpoint(console)?, EngineOptions { cpu: self.cpu.options(Compute::F32) })
+        self.engine_of(&self.checkpoint(console)?)
+    }
+
+    /// The same from its checkpoint.
+    pub(super) fn engine_of(&self, checkpoint: &Checkpoint) -> Result<Engine> {
+        Engine::load(checkpoint, EngineOptions { cpu: self.cpu.options(Compute::F32) })
     }
 
     /// Loads the model from its checkpoint, to generate text or to learn from it: products in the weights' precision. That moves logits about as much as rounding

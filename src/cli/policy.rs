@@ -8,12 +8,10 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use super::console::Console;
-use crate::eval::PolicyMaker;
+use crate::eval::{Importance, PolicyMaker, PolicySource};
 use crate::generate::Engine;
 use crate::sparsity::predictor::{Choice, parse_max_increase};
-use crate::sparsity::{
-    Budget, DejaVu, Dense, Fixed, ModelIdentity, Policy, Predictor, Random, Scope, ScoresFile, Shadow,
-};
+use crate::sparsity::{Budget, ModelIdentity, Predictor, Scope, ScoresFile};
 use crate::{Error, Result};
 
 /// Who chooses the units.
@@ -39,6 +37,57 @@ impl PolicyName {
         let shown = |name: &PolicyName| Some(name.to_possible_value()?.hide(*name == PolicyName::Oracle));
         let names = PossibleValuesParser::new(PolicyName::value_variants().iter().filter_map(shown));
         names.try_map(|name| PolicyName::from_str(&name, false))
+    }
+
+    /// The policy of a name.
+    pub(super) fn named(name: &str) -> Option<Self> {
+        PolicyName::from_str(name, false).ok()
+    }
+
+    /// What is in the file that it needs, if it needs one.
+    pub(super) fn file(self) -> Option<&'static str> {
+        match self {
+            PolicyName::Static => Some("scores"),
+            PolicyName::Shadow | PolicyName::Dejavu => Some("a predictor"),
+            PolicyName::Dense | PolicyName::Random | PolicyName::Oracle => None,
+        }
+    }
+
+    /// What it chooses by. Of the files the one that it needs is read.
+    pub(super) fn source(
+        self,
+        scores: Option<&Path>,
+        predictor: Option<&Path>,
+        seed: u64,
+        engine: &Engine,
+    ) -> Result<PolicySource> {
+        Ok(match self {
+            PolicyName::Dense => PolicySource::Dense,
+            PolicyName::Random => PolicySource::Random { seed },
+            PolicyName::Static => {
+                let path = scores.ok_or(Error::PolicyNeeds { policy: "static", option: "--scores FILE" })?;
+                let file = ScoresFile::read(path, engine.config(), &ModelIdentity::of(engine.model()))?;
+                PolicySource::Static(Arc::new(file.scores))
+            }
+            PolicyName::Shadow => PolicySource::Shadow(Arc::new(self.predictor(predictor, engine)?)),
+            PolicyName::Dejavu => PolicySource::Dejavu(Arc::new(self.predictor(predictor, engine)?)),
+            PolicyName::Oracle => PolicySource::Oracle(Importance::Magnitude),
+        })
+    }
+
+    /// The predictor that was named; for `shadow` otherwise that of the embedded model, if this is it.
+    fn predictor(self, path: Option<&Path>, engine: &Engine) -> Result<Predictor> {
+        if let Some(path) = path {
+            return open_predictor(path, engine);
+        }
+        if self == PolicyName::Shadow {
+            match Predictor::embedded(engine.config(), &ModelIdentity::of(engine.model())) {
+                Err(Error::OtherModel { .. } | Error::Weights(shadowllm_weights::Error::NoEmbeddedModel)) => {}
+                embedded => return embedded,
+            }
+        }
+        let policy = if self == PolicyName::Shadow { "shadow" } else { "dejavu" };
+        Err(Error::PolicyNeeds { policy, option: "--predictor FILE" })
     }
 }
 
@@ -160,35 +209,21 @@ impl PolicyArgs {
 
     /// What makes policies, and how many units they keep.
     pub(super) fn load(&self, name: PolicyName, engine: &Engine) -> Result<LoadedPolicy> {
-        if matches!(name, PolicyName::Shadow | PolicyName::Dejavu) {
-            return self.predicted(name, engine);
-        }
-        let budget = self.budget(name)?;
-        let maker: PolicyMaker = match name {
-            PolicyName::Random => {
-                let (seed, config) = (self.policy_seed, engine.config().clone());
-                Box::new(move |number| Ok(Box::new(Random::new(seed.wrapping_add(number), budget, &config)?)))
-            }
-            PolicyName::Static => {
-                let needs = Error::PolicyNeeds { policy: "static", option: "--scores FILE" };
-                let path = self.scores.as_ref().ok_or(needs)?;
-                let file = ScoresFile::read(path, engine.config(), &ModelIdentity::of(engine.model()))?;
-                let fixed = Fixed::new(&file.scores, &budget, engine.config())?;
-                Box::new(move |_| Ok(fixed.fork()))
-            }
-            PolicyName::Oracle => return Err(Error::OracleDecodes),
-            PolicyName::Dense | PolicyName::Shadow | PolicyName::Dejavu => Box::new(|_| Ok(Box::new(Dense))),
+        let given = if self.max_ppl_increase.is_none() || name.file() != Some("a predictor") {
+            Some(self.budget(name)?)
+        } else {
+            None
         };
-        let keeps_all = name == PolicyName::Dense;
-        Ok(LoadedPolicy { maker, budget: (!keeps_all).then(|| BudgetReport::given(budget)) })
+        let source = name.source(self.scores.as_deref(), self.predictor.as_deref(), self.policy_seed, engine)?;
+        let report = self.report(given, &source, engine)?;
+        let maker = source.maker(report.budget, engine.config())?;
+        Ok(LoadedPolicy { maker, budget: (name != PolicyName::Dense).then_some(report) })
     }
 
-    /// A policy that goes by a predictor.
-    fn predicted(&self, name: PolicyName, engine: &Engine) -> Result<LoadedPolicy> {
-        let given = if self.max_ppl_increase.is_none() { Some(self.budget(name)?) } else { None };
-        let predictor = self.open_predictor(name, engine)?;
-        let report = match (self.max_ppl_increase, given) {
-            (Some(most), _) => {
+    /// The budget: that which was given, or the choice by what the predictor of `source` costs.
+    fn report(&self, given: Option<Budget>, source: &PolicySource, engine: &Engine) -> Result<BudgetReport> {
+        match (given, self.max_ppl_increase, source.predictor()) {
+            (None, Some(most), Some(predictor)) => {
                 let choice = predictor.choose_budget(engine.model(), most);
                 let choice = choice.map_err(|error| match &self.predictor {
                     Some(path) => error.in_file(path),
@@ -196,35 +231,14 @@ impl PolicyArgs {
                 })?;
                 let Choice { budget, max_increase, expected_increase, data, tokens } = choice;
                 let chosen = Some(Chosen { max_increase, expected_increase, data, tokens });
-                BudgetReport { budget, chosen, warning: None }
+                Ok(BudgetReport { budget, chosen, warning: None })
             }
-            (None, budget) => {
+            (budget, _, predictor) => {
                 let budget = budget.unwrap_or(Budget::DENSE);
-                let warning = predictor.unvalidated(&budget).map(|reason| reason.to_string());
-                BudgetReport { budget, chosen: None, warning }
-            }
-        };
-        let (budget, predictor) = (report.budget, Arc::new(predictor));
-        let maker: PolicyMaker = match name {
-            PolicyName::Dejavu => Box::new(move |_| Ok(Box::new(DejaVu::new(Arc::clone(&predictor), budget)?))),
-            _ => Box::new(move |_| Ok(Box::new(Shadow::new(Arc::clone(&predictor), budget)?))),
-        };
-        Ok(LoadedPolicy { maker, budget: Some(report) })
-    }
-
-    /// The predictor that was named; for `shadow` otherwise that of the embedded model, if this is it.
-    fn open_predictor(&self, name: PolicyName, engine: &Engine) -> Result<Predictor> {
-        if let Some(path) = &self.predictor {
-            return open_predictor(path, engine);
-        }
-        if name == PolicyName::Shadow {
-            match Predictor::embedded(engine.config(), &ModelIdentity::of(engine.model())) {
-                Err(Error::OtherModel { .. } | Error::Weights(shadowllm_weights::Error::NoEmbeddedModel)) => {}
-                embedded => return embedded,
+                let warning = predictor.and_then(|p| p.unvalidated(&budget)).map(|reason| reason.to_string());
+                Ok(BudgetReport { budget, chosen: None, warning })
             }
         }
-        let policy = if name == PolicyName::Shadow { "shadow" } else { "dejavu" };
-        Err(Error::PolicyNeeds { policy, option: "--predictor FILE" })
     }
 }
 

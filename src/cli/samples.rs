@@ -5,24 +5,25 @@ use std::path::{Path, PathBuf};
 use clap::{Args, ValueEnum};
 
 use super::console::read_text;
-use crate::eval::tasks::{Shots, read_items, task};
+use crate::eval::tasks::{Request, Shots, encode_answer, read_items, task};
 use crate::generate::Engine;
-use crate::learn::trace::{Importance, SampleOptions, Text, TextSource, choose_documents};
+use crate::learn::trace::{Document, Importance, Passage, SampleOptions, Text, TextSource, choose_documents};
 use crate::learn::train::PresetSamples;
 use crate::sparsity::predictor::PredictorInput;
 use crate::{Error, Result};
 
-/// Which text, and what is noted of it.
+/// Which text.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Text")]
-pub(super) struct SampleArgs {
+pub(super) struct TextArgs {
     /// Text files (UTF-8); - for standard input. Use text of the kind that will be generated: nothing else matters as much. Every
     /// file gives an equal share of the tokens as long as it lasts.
     #[arg(long, value_name = "FILE", num_args = 1..)]
     pub text: Vec<PathBuf>,
 
     /// Records of a task to learn from, jsonl with the columns of Hugging Face, each with its right answer: piqa, copa, openbookqa,
-    /// winogrande, rte, hellaswag or arc_easy. As texts they give an equal share of the tokens.
+    /// winogrande, rte, hellaswag or arc_easy. As texts they give an equal share of the tokens. Gradients are of the loss on the
+    /// answer alone.
     #[arg(long, value_name = "NAME=FILE", num_args = 1..)]
     pub tasks: Vec<String>,
 
@@ -37,6 +38,18 @@ pub(super) struct SampleArgs {
     /// Tokens that are read in one go, from position 0 [default: 512, or the model's context if that is shorter].
     #[arg(long, value_name = "N")]
     pub window: Option<usize>,
+
+    /// Seed of everything random; the same seed gives the same file.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+}
+
+/// Which text, and what is noted of it.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Text")]
+pub(super) struct SampleArgs {
+    #[command(flatten)]
+    pub texts: TextArgs,
 
     /// What predictors read: the residual stream after a station's layer, or the contexts of its heads [default: that of the
     /// preset].
@@ -53,10 +66,6 @@ pub(super) struct SampleArgs {
     /// the preset].
     #[arg(long, value_name = "NAME")]
     pub criterion: Option<String>,
-
-    /// Seed of everything random; the same seed gives the same file.
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    pub seed: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -74,9 +83,21 @@ impl From<InputName> for PredictorInput {
     }
 }
 
-impl SampleArgs {
-    /// Samples of the files, with the preset's settings where none are given.
-    pub(super) fn source<'a>(&self, engine: &'a Engine, preset: &PresetSamples) -> Result<TextSource<'a>> {
+/// Documents of files.
+pub(super) struct Documents {
+    /// The documents.
+    pub documents: Vec<Document>,
+    /// Names of the files.
+    pub names: Vec<String>,
+    /// Documents of each.
+    pub counts: Vec<usize>,
+    /// Tokens of a window.
+    pub window: usize,
+}
+
+impl TextArgs {
+    /// Documents of the files, as many as there are tokens asked for.
+    pub(super) fn documents(&self, engine: &Engine) -> Result<Documents> {
         let (tokenizer, config) = (engine.tokenizer()?, engine.config());
         let mut texts = Vec::with_capacity(self.text.len() + self.tasks.len());
         for path in &self.text {
@@ -90,20 +111,17 @@ impl SampleArgs {
                 "there is nothing to learn from; give texts with --text FILE or records with --tasks NAME=FILE";
             return Err(Error::TrainingText { reason: reason.to_owned() });
         }
-        let mut encode = |text: &str| Ok(tokenizer.encode(text, false)?);
-        let (documents, counts) = choose_documents(&texts, self.tokens, self.seed, &mut encode)?;
-        let data: Vec<String> =
-            texts.iter().zip(counts).map(|(text, count)| format!("{} ({count} documents)", text.name())).collect();
-        let options = SampleOptions {
-            input: self.input.map_or(preset.input, PredictorInput::from),
-            stations: self.stations.clone().unwrap_or_else(|| preset.stations.clone()),
-            window: self.window.unwrap_or_else(|| config.max_positions.min(512)),
-            seed: self.seed,
-            data: data.join(", "),
+        let mut encode = |passage: &Passage| match passage {
+            Passage::Plain(text) => Ok(Document::from(tokenizer.encode(text, false)?)),
+            Passage::Answer { context, answer } => {
+                let Request { tokens, context } = encode_answer(tokenizer, config, context, answer)?;
+                Ok(Document::with_answer(tokens, context))
+            }
         };
-        let name = self.criterion.as_deref().unwrap_or(preset.criterion);
-        let importance = Importance::of(name, engine.cpu(), engine.model())?;
-        TextSource::new(engine.cpu(), engine.model(), importance, documents, &options)
+        let (documents, counts) = choose_documents(&texts, self.tokens, self.seed, &mut encode)?;
+        let names = texts.iter().map(|text| text.name().to_owned()).collect();
+        let window = self.window.unwrap_or_else(|| config.max_positions.min(512));
+        Ok(Documents { documents, names, counts, window })
     }
 
     /// The records of a task as texts: what is asked and the right answer, behind other records.
@@ -117,11 +135,30 @@ impl SampleArgs {
             0 => Shots::none(),
             count => Shots::new(&items, count, self.seed).map_err(|error| error.in_file(path))?,
         };
-        let documents = items.iter().filter_map(|item| {
+        let passages = items.iter().filter_map(|item| {
             let (context, answer) = item.requests(&shots.draw()).into_iter().nth(item.gold)?;
-            Some(context + &answer)
+            Some(Passage::Answer { context, answer })
         });
-        Text::documents(&self::name(path), documents.collect())
+        Text::passages(&self::name(path), passages.collect())
+    }
+}
+
+impl SampleArgs {
+    /// Samples of the files, with the preset's settings where none are given.
+    pub(super) fn source<'a>(&self, engine: &'a Engine, preset: &PresetSamples) -> Result<TextSource<'a>> {
+        let Documents { documents, names, counts, window } = self.texts.documents(engine)?;
+        let data: Vec<String> =
+            names.iter().zip(counts).map(|(name, count)| format!("{name} ({count} documents)")).collect();
+        let options = SampleOptions {
+            input: self.input.map_or(preset.input, PredictorInput::from),
+            stations: self.stations.clone().unwrap_or_else(|| preset.stations.clone()),
+            window,
+            seed: self.texts.seed,
+            data: data.join(", "),
+        };
+        let name = self.criterion.as_deref().unwrap_or(preset.criterion);
+        let importance = Importance::of(name, engine.cpu(), engine.model())?;
+        TextSource::new(engine.cpu(), engine.model(), importance, documents, &options)
     }
 }
 

@@ -17,7 +17,7 @@ use crate::generate::Engine;
 use crate::learn::SampleSource;
 use crate::learn::trace::{TextSource, TraceSource};
 use crate::learn::train::{
-    Exported, Factors, Judgement, Loss, Preset, TrainEvent, TrainOptions, TrainReport, Width, train,
+    Exported, Factors, FileSize, Judgement, Loss, Preset, TrainEvent, TrainOptions, TrainReport, Width, train,
 };
 use crate::sparsity::ModelIdentity;
 use crate::sparsity::predictor::{Validation, WeightFormat};
@@ -67,12 +67,17 @@ pub(super) struct Train {
     #[arg(long, value_name = "N")]
     neuron_width: Option<usize>,
 
+    /// Hidden units as the file has room for: bytes, or a share of the bytes of the model's blocks. Other widths, and those of the
+    /// preset, then count as proportions, so that predictors of different kinds compare at the same size.
+    #[arg(long, value_name = "BYTES|PERCENT%", conflicts_with = "width")]
+    size: Option<FileSize>,
+
     /// One hidden layer of --width units for both.
     #[arg(long, conflicts_with_all = ["head_width", "neuron_width"])]
     shared: bool,
 
-    /// What is minimised: mse, the squared error of the importances; bce, whether a unit is of the best; or listwise, the
-    /// cross-entropy of a layer's importances.
+    /// What is minimised: mse, the squared error of the importances; bce, whether a unit is of the best; listwise, the
+    /// cross-entropy of a layer's importances; or pairwise, by how much more important units fall short of their lead over others.
     #[arg(long, value_name = "LOSS")]
     loss: Option<Loss>,
 
@@ -202,6 +207,14 @@ impl Train {
                 (&mut from_text, factors)
             }
         };
+        let width = match self.size {
+            Some(size) => {
+                let limit = size.bytes(engine.model().active_bytes(0).blocks);
+                options.width.fitting(source.info(), &options, self.format.into(), limit)?
+            }
+            None => options.width,
+        };
+        let options = TrainOptions { width, ..options };
         let (bar, start) = (console.bar(0, BAR), std::time::Instant::now());
         let mut rows = [None, None];
         let mut hear = |event: TrainEvent<'_>| {
@@ -311,7 +324,7 @@ impl Train {
             },
         };
         TrainOptions {
-            seed: self.samples.seed,
+            seed: self.samples.texts.seed,
             width,
             gradient_tokens: self.gradient_tokens.unwrap_or(match self.samples.criterion.as_deref() {
                 None | Some("magnitude") if self.trace.is_none() => base.gradient_tokens,
@@ -329,32 +342,6 @@ impl Train {
             ..base
         }
     }
-}
-
-/// Tokens of held-out text, at most, that a predictor is measured on.
-const VALIDATED: usize = 4096;
-
-/// The beginnings of the documents that are held out, a window of each in turn, then the next, up to [`VALIDATED`] tokens.
-fn held_out_texts(source: &TextSource<'_>, options: &TrainOptions) -> Vec<Vec<u32>> {
-    let split = options.split();
-    let documents: Vec<Vec<&[u32]>> = (0..)
-        .zip(source.documents())
-        .filter(|&(number, _)| split.holds_out(number))
-        .map(|(_, document)| document.chunks(source.window()).filter(|window| window.len() > 1).collect())
-        .collect();
-    let rounds = documents.iter().map(Vec::len).max().unwrap_or(0);
-    let windows = (0..rounds).flat_map(|round| documents.iter().filter_map(move |windows| windows.get(round)));
-    let mut left = VALIDATED;
-    let mut texts = Vec::new();
-    for window in windows {
-        let taken = &window[..window.len().min(left)];
-        if taken.len() < 2 {
-            break;
-        }
-        left -= taken.len();
-        texts.push(taken.to_vec());
-    }
-    texts
 }
 
 /// What predictions of neurons are multiplied with, if gradients are to be measured.
@@ -377,6 +364,32 @@ fn factors(
     let factors = Factors::saliency(source, &wanted, options.gradient_tokens, options.head_gradients, &mut hear);
     bar.finish_and_clear();
     factors.map(Some)
+}
+
+/// Tokens of held-out text, at most, that a predictor is measured on.
+const VALIDATED: usize = 4096;
+
+/// The beginnings of the documents that are held out, a window of each in turn, then the next, up to [`VALIDATED`] tokens.
+fn held_out_texts(source: &TextSource<'_>, options: &TrainOptions) -> Vec<Vec<u32>> {
+    let split = options.split();
+    let documents: Vec<Vec<&[u32]>> = (0..)
+        .zip(source.documents())
+        .filter(|&(number, _)| split.holds_out(number))
+        .map(|(_, document)| document.tokens.chunks(source.window()).filter(|window| window.len() > 1).collect())
+        .collect();
+    let rounds = documents.iter().map(Vec::len).max().unwrap_or(0);
+    let windows = (0..rounds).flat_map(|round| documents.iter().filter_map(move |windows| windows.get(round)));
+    let mut left = VALIDATED;
+    let mut texts = Vec::new();
+    for window in windows {
+        let taken = &window[..window.len().min(left)];
+        if taken.len() < 2 {
+            break;
+        }
+        left -= taken.len();
+        texts.push(taken.to_vec());
+    }
+    texts
 }
 
 /// Where the state of a run is that writes `out`.

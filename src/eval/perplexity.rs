@@ -4,12 +4,13 @@
 //! overlap; each window runs on its own from position 0 and every token but its first is scored. Perplexity is
 //! `exp(sum of negative log-likelihoods / tokens scored)`: per token, not per word.
 
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 
 use super::masked::{Job, Masked};
 use crate::generate::{Engine, SessionOptions};
 use crate::kernels::log_sum_exp;
 use crate::model::{NoProbe, Probe};
+use crate::sparsity::PlanMasks;
 use crate::{Error, Result};
 
 /// How the token sequence is cut.
@@ -136,10 +137,28 @@ pub fn perplexity_of_texts(
     texts: &[&[u32]],
     progress: &mut dyn FnMut(&Perplexity) -> ControlFlow<()>,
 ) -> Result<Perplexity> {
+    perplexity_observed(masked, texts, &mut |_, _, _| (), progress)
+}
+
+/// [`perplexity_of_texts`], which also shows the plans of every pass: the number of the text, the tokens of it that the rows are,
+/// and the plans.
+///
+/// # Errors
+/// As [`perplexity_of_texts`].
+pub fn perplexity_observed(
+    masked: &mut Masked,
+    texts: &[&[u32]],
+    observe: &mut dyn FnMut(usize, Range<usize>, &PlanMasks),
+    progress: &mut dyn FnMut(&Perplexity) -> ControlFlow<()>,
+) -> Result<Perplexity> {
     let engine = masked.engine().clone();
     over_texts(&engine, texts, progress, &mut |number, tokens, each| {
         let mut text = masked.text(number as u64, tokens.len())?;
-        masked.run(&mut [Job { text: &mut text, tokens, from: 0 }], &mut |_, index, logits| each(index, logits))
+        let jobs = &mut [Job { text: &mut text, tokens, from: 0 }];
+        let passed = &mut |parts: &[(usize, Range<usize>)], masks: &PlanMasks| {
+            parts.iter().for_each(|(_, range)| observe(number, range.clone(), masks));
+        };
+        masked.run_with(jobs, passed, &mut |_, index, logits| each(index, logits))
     })
 }
 

@@ -7,6 +7,7 @@
 
 use std::fmt::Write;
 
+use super::markup::escaped;
 use crate::sparsity::{PlanTally, UnitTally};
 
 /// Most columns of the panel of neurons.
@@ -166,22 +167,6 @@ fn tick_step(units: usize, most: usize) -> usize {
 /// At most one decimal.
 fn rounded(value: f64) -> f64 {
     (10.0 * value).round() / 10.0
-}
-
-/// Text between tags, whatever is in it. Control characters, which XML cannot have at all, become blanks.
-fn escaped(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => out.push_str("&amp;"),
-            '<' => out.push_str("&lt;"),
-            '>' => out.push_str("&gt;"),
-            '"' => out.push_str("&quot;"),
-            c if c.is_control() || matches!(c, '\u{fffe}' | '\u{ffff}') => out.push(' '),
-            c => out.push(c),
-        }
-    }
-    out
 }
 
 /// Draws the plans counted in `tally`, under two lines of text.

@@ -3,8 +3,9 @@
 //! # Why
 //! A predictor is trained on the importance of every unit for every token of a calibration text, and importance is a product of
 //! activations and of what the loss says about them. [`mod@backward`] computes both for a text: one forward pass, one backward pass,
-//! no gradient of any weight. [`criteria`] turns them into importances, each criterion in a file of its own. [`trace`] makes samples of
-//! texts, stored or as a stream, and [`train`] fits the networks of a predictor to them.
+//! no gradient of any weight. [`criteria`] turns them into importances, each criterion in a file of its own. [`survey`] compares
+//! them as static scores. [`trace`] makes samples of texts, stored or as a stream, and [`train`] fits the networks of a predictor to
+//! them.
 //!
 //! ```text
 //! tokens --backward--> A, dA, Z, dZ of a layer --criteria--> importance of its heads and neurons
@@ -17,6 +18,7 @@ pub mod backward;
 mod compact;
 pub mod criteria;
 mod samples;
+pub mod survey;
 pub mod trace;
 pub mod train;
 

@@ -167,6 +167,7 @@ impl File {
                 Dtype::U8 => "U8",
                 Dtype::U32 => "U32",
                 Dtype::F16 => "F16",
+                Dtype::F64 => "F64",
                 _ => "F32",
             };
             return Err(wrong_type(entry, expected));

@@ -71,6 +71,13 @@ impl From<String> for ModelIdentity {
     }
 }
 
+/// A fingerprint of data, 32 hexadecimal digits; where the parts are cut counts.
+pub(crate) fn digest<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> String {
+    let mut hash = Hash::new();
+    parts.into_iter().for_each(|part| hash.add(part));
+    format!("{:032x}", hash.0)
+}
+
 /// FNV-1a of 128 bits (Fowler, Noll, Vo; IETF draft-eastlake-fnv). It guards against mistakes, not against forgery.
 struct Hash(u128);
 

@@ -39,6 +39,7 @@ pub(crate) mod testing;
 pub use budget::{Budget, Scope, Units};
 pub use gate::{GateCalibration, GateMask, GateSkip, GateStatistic, GateThresholds, calibrate_gate};
 pub use identity::ModelIdentity;
+pub(crate) use identity::digest;
 pub use masks::{KeptCount, MaskRow, MaskRows, PlanMasks};
 pub use plan::{Kept, LayerPlan, Plan};
 pub use policies::{DejaVu, Dense, Fixed, Oracle, Random, ScoreSource, Shadow};

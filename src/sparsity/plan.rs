@@ -23,7 +23,7 @@ pub struct Plan {
 }
 
 /// Units kept / units, over all layers, layer 0 included.
-#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Kept {
     /// Of the heads.
     pub heads: f64,

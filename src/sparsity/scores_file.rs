@@ -1,6 +1,7 @@
 //! Scores on disk: what the static policy starts from.
 //!
-//! A safetensors file with `heads` `[L, H]` and `neurons` `[L, F]`, both F32, and in its metadata
+//! A safetensors file with `heads` `[L, H]` and `neurons` `[L, F]`, both F32, one of which may be missing where the criterion says
+//! nothing about such units (a budget that prunes them is then refused), and in its metadata
 //!
 //! | key | value |
 //! | --- | --- |
@@ -21,7 +22,7 @@ use crate::{Error, Result};
 /// Scores with their origin.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ScoresFile {
-    /// One per unit. The rows of layer 0 may hold anything.
+    /// One per unit, or none for a kind of units. The rows of layer 0 may hold anything.
     pub scores: Scores,
     /// How they were computed.
     pub criterion: String,
@@ -57,9 +58,13 @@ impl ScoresFile {
         {
             return Err(Error::OtherModel { found: found.clone(), expected: model.clone() });
         }
-        let heads = file.f32("heads", &[units.layers, units.heads])?;
-        let neurons = file.f32("neurons", &[units.layers, units.neurons])?;
-        let scores = Scores { heads, neurons };
+        // At least one of them.
+        let of = |name, width, other| match file.has(other) && !file.has(name) {
+            true => Ok(Vec::new()),
+            false => file.f32(name, &[units.layers, width]),
+        };
+        let scores =
+            Scores { heads: of("heads", units.heads, "neurons")?, neurons: of("neurons", units.neurons, "heads")? };
         scores.validate(units)?;
         Ok(ScoresFile { scores, criterion, model: found })
     }
@@ -71,19 +76,23 @@ impl ScoresFile {
     pub fn write(&self, path: &Path, units: impl Into<Units>) -> Result<()> {
         let units = units.into();
         self.scores.validate(units)?;
-        let spec = |name: &str, width| TensorSpec {
-            name: name.to_owned(),
-            dtype: DType::F32,
-            shape: vec![units.layers, width],
-        };
+        let kinds = [("heads", units.heads, &self.scores.heads), ("neurons", units.neurons, &self.scores.neurons)];
+        let present = || kinds.into_iter().filter(|(_, _, scores)| !scores.is_empty());
+        let specs: Vec<TensorSpec> = present()
+            .map(|(name, width, _)| TensorSpec {
+                name: name.to_owned(),
+                dtype: DType::F32,
+                shape: vec![units.layers, width],
+            })
+            .collect();
         let mut metadata = BTreeMap::from([("criterion".to_owned(), self.criterion.clone())]);
         if let Some(model) = &self.model {
             metadata.insert("model".to_owned(), model.to_string());
         }
-        let specs = [spec("heads", units.heads), spec("neurons", units.neurons)];
         let mut writer = SafetensorsWriter::create(path, &specs, &metadata)?;
-        writer.write("heads", bytemuck::cast_slice(&self.scores.heads))?;
-        writer.write("neurons", bytemuck::cast_slice(&self.scores.neurons))?;
+        for (name, _, scores) in present() {
+            writer.write(name, bytemuck::cast_slice(scores))?;
+        }
         Ok(writer.finish()?)
     }
 }
@@ -93,6 +102,7 @@ impl ScoresFile {
 mod tests {
     use super::*;
     use crate::sparsity::testing::{UNITS, scores};
+    use crate::sparsity::{Budget, Fixed, Scope};
 
     fn identity(text: &str) -> ModelIdentity {
         ModelIdentity::from(text.to_owned())
@@ -113,6 +123,35 @@ mod tests {
             assert_eq!(ScoresFile::read(&path, UNITS, &identity("abc")).unwrap(), file);
         }
         assert!(ScoresFile::read(&path, UNITS, &identity("other")).is_ok(), "a file that names no model is for any");
+    }
+
+    #[test]
+    fn a_kind_without_scores_is_kept_or_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("scores.safetensors");
+        let mut file = sample();
+        file.scores.neurons.clear();
+        file.write(&path, UNITS).unwrap();
+        let read = ScoresFile::read(&path, UNITS, &identity("abc")).unwrap();
+        assert_eq!(read, file);
+        for scope in [Scope::Local, Scope::Global] {
+            let heads_only = Budget::new(0.5, 1.0, scope).unwrap();
+            let mut full = sample().scores;
+            let plan = Fixed::new(&read.scores, &heads_only, UNITS).unwrap().plan().clone();
+            assert_eq!(&plan, Fixed::new(&full, &heads_only, UNITS).unwrap().plan());
+            full.heads.clear();
+            assert_eq!(
+                Fixed::new(&full, &heads_only, UNITS).unwrap_err().to_string(),
+                "the scores rank no heads, but the budget keeps only 0.5 of them; keep all heads, or use scores of a \
+                 criterion that ranks them"
+            );
+            assert!(Fixed::new(&read.scores, &Budget::new(1.0, 0.5, scope).unwrap(), UNITS).is_err());
+        }
+        file.scores.heads.clear();
+        assert_eq!(
+            file.write(&path, UNITS).unwrap_err().to_string(),
+            "0 scores for heads were given; a model of 3 layers of 4 heads needs 12"
+        );
     }
 
     #[test]

@@ -65,7 +65,7 @@ impl Selector {
     ///
     /// # Errors
     /// [`crate::Error::BudgetFraction`], [`crate::Error::ScoresLength`]; [`crate::Error::BadScore`] for NaN or an infinity
-    /// outside layer 0. `into` is unchanged then.
+    /// outside layer 0; [`crate::Error::ScoresLack`] if there are none for units that the budget prunes. `into` is unchanged then.
     pub fn select(&mut self, scores: &Scores, budget: &Budget, units: impl Into<Units>, into: &mut Plan) -> Result<()> {
         let units = units.into();
         self.select_layers(None, scores, budget, units, 1..units.layers, into)?;
@@ -91,18 +91,20 @@ impl Selector {
     ) -> Result<()> {
         let units = units.into();
         budget.validate()?;
-        scores.check_lengths(units)?;
+        scores.check_for(budget, units)?;
         let layers = layers.start.min(units.layers)..layers.end.min(units.layers);
         let count = layers.len();
-        let heads = &scores.heads[..layers.end * units.heads];
-        let neurons = &scores.neurons[..layers.end * units.neurons];
+        // Of a kind without scores everything is kept.
+        let heads = scores.heads.get(..layers.end * units.heads).unwrap_or_default();
+        let neurons = scores.neurons.get(..layers.end * units.neurons).unwrap_or_default();
         check_finite("head", heads, units.heads, layers.start)?;
         check_finite("neuron", neurons, units.neurons, layers.start)?;
         into.layers.resize_with(units.layers, LayerPlan::default);
         let plans = &mut into.layers[layers.clone()];
-        let heads = Rows { scores: &heads[layers.start * units.heads..], width: units.heads, list: |p| &mut p.heads };
-        let neurons =
-            Rows { scores: &neurons[layers.start * units.neurons..], width: units.neurons, list: |p| &mut p.neurons };
+        let heads = heads.get(layers.start * units.heads..).unwrap_or_default();
+        let neurons = neurons.get(layers.start * units.neurons..).unwrap_or_default();
+        let heads = Rows { scores: heads, width: units.heads, list: |p| &mut p.heads };
+        let neurons = Rows { scores: neurons, width: units.neurons, list: |p| &mut p.neurons };
         let threads = cpu.filter(|cpu| cpu.threads() > 1);
         self.choose(threads, heads, budget.heads_of(units, count), plans);
         self.choose(threads, neurons, budget.neurons_of(units, count), plans);
@@ -113,6 +115,13 @@ impl Selector {
     fn choose(&mut self, cpu: Option<&Cpu>, rows: Rows<'_>, allowance: Allowance, plans: &mut [LayerPlan]) {
         if rows.width == 0 {
             return;
+        }
+        if rows.scores.is_empty() {
+            let lists = plans.iter_mut().map(rows.list).filter(|list| list.len() != rows.width);
+            return lists.for_each(|list| {
+                list.clear();
+                list.extend(0..rows.width as u32);
+            });
         }
         if allowance.shared == 0 {
             return rows.each(cpu, plans, |row, list| {

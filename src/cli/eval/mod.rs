@@ -6,6 +6,8 @@ mod tasks;
 
 use clap::Subcommand;
 
+pub(super) use tasks::{TaskFile, task_file};
+
 use super::console::Console;
 use crate::Result;
 

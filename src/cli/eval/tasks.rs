@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::masking::{MaskingArgs, MaskingReport};
 use crate::cli::console::Console;
 use crate::cli::options::ModelArgs;
-use crate::eval::tasks::{Item, Request, Shots, TASKS, TaskFormat, TaskResult, encode, likelihoods, read_items, task};
+use crate::eval::tasks::{Prepared, Shots, TASKS, TaskFormat, TaskResult, likelihoods, read_items, task};
 use crate::generate::Engine;
 use crate::{Error, Result};
 
@@ -54,12 +54,12 @@ pub(in crate::cli) struct TasksCommand {
 
 /// A task and the file of its records.
 #[derive(Clone, Debug)]
-struct TaskFile {
-    task: &'static dyn TaskFormat,
-    path: PathBuf,
+pub(in crate::cli) struct TaskFile {
+    pub(in crate::cli) task: &'static dyn TaskFormat,
+    pub(in crate::cli) path: PathBuf,
 }
 
-fn task_file(text: &str) -> Result<TaskFile, String> {
+pub(in crate::cli) fn task_file(text: &str) -> Result<TaskFile, String> {
     let (name, path) = text.split_once('=').ok_or_else(|| {
         format!(
             "expected NAME=FILE, such as piqa=piqa.jsonl; known tasks are {}",
@@ -91,13 +91,6 @@ struct Report<'a> {
 }
 
 const BAR: &str = "{prefix} [{bar:30}] {pos}/{len} questions, {eta} left";
-
-/// A task, read and tokenised.
-struct Prepared {
-    task: &'static dyn TaskFormat,
-    items: Vec<Item>,
-    questions: Vec<Vec<Request>>,
-}
 
 impl TasksCommand {
     pub(super) fn run(self, console: &mut Console) -> Result<()> {
@@ -136,7 +129,6 @@ impl TasksCommand {
     fn prepare(&self, engine: &Engine, file: &TaskFile) -> Result<Prepared> {
         let TaskFile { task, path } = file;
         let limit = self.limit.and_then(|limit| usize::try_from(limit).ok());
-        let items = read_items(path, *task, limit)?;
         let mut shots = match self.shots {
             0 => Shots::none(),
             count => {
@@ -145,13 +137,7 @@ impl TasksCommand {
                 Shots::new(&examples, count, self.seed).map_err(|error| error.in_file(&from))?
             }
         };
-        let (tokenizer, config) = (engine.tokenizer()?, engine.config());
-        let question = |(index, item)| {
-            encode(tokenizer, config, item, &shots.draw())
-                .map_err(|error| Error::TaskQuestion { question: index + 1, source: Box::new(error) }.in_file(path))
-        };
-        let questions = items.iter().enumerate().map(question).collect::<Result<_>>()?;
-        Ok(Prepared { task: *task, items, questions })
+        Prepared::read(engine, *task, path, limit, &mut shots)
     }
 
     /// The file of a task's examples.

@@ -17,18 +17,20 @@
 mod oracle;
 mod probe;
 mod run;
+mod source;
 
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-pub use run::{EachLogits, Job, Masked, MaskedText};
+pub use run::{EachLogits, EachPass, Job, Masked, MaskedText};
+pub use source::PolicySource;
 
 use crate::sparsity::{Budget, GateSkip, Policy};
 use crate::{Error, Result};
 
 /// Which token decides on the units of a token.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Decision {
     /// Each token on its own: what decoding does.

@@ -86,6 +86,9 @@ pub struct Job<'a> {
 /// Is told logits: the job, the index into its tokens, and `[V]`. May stop the work.
 pub type EachLogits<'a> = dyn FnMut(usize, usize, &[f32]) -> ControlFlow<()> + Send + 'a;
 
+/// Is shown the plans of a pass. Its rows are the tokens of a job that a range names, job after job.
+pub type EachPass<'a> = dyn FnMut(&[(usize, Range<usize>)], &PlanMasks) + 'a;
+
 impl MaskedText {
     /// Another text that begins with all tokens of this one.
     pub fn fork(&self) -> MaskedText {
@@ -212,6 +215,19 @@ impl Masked {
     /// # Errors
     /// As [`crate::model::Model::forward`]; [`Error::Interrupted`] if `each` says so. The texts are of no use then.
     pub fn run(&mut self, jobs: &mut [Job<'_>], each: &mut EachLogits<'_>) -> Result<()> {
+        self.run_with(jobs, &mut |_, _| (), each)
+    }
+
+    /// [`Masked::run`], which also shows the plans of every pass, before its logits.
+    ///
+    /// # Errors
+    /// As [`Masked::run`].
+    pub fn run_with(
+        &mut self,
+        jobs: &mut [Job<'_>],
+        passed: &mut EachPass<'_>,
+        each: &mut EachLogits<'_>,
+    ) -> Result<()> {
         let mut done = vec![0; jobs.len()];
         if jobs.iter().any(|job| job.tokens.is_empty()) {
             return Err(Error::NoTokens);
@@ -222,6 +238,7 @@ impl Masked {
                 return Ok(());
             }
             self.pass(jobs, &parts)?;
+            passed(&parts, &self.masks);
             let mut wanted = Vec::new();
             let mut row = 0;
             for (job, part) in parts {

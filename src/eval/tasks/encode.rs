@@ -22,6 +22,15 @@ pub fn encode(tokenizer: &Tokenizer, config: &ModelConfig, item: &Item, shots: &
         .collect()
 }
 
+/// A context and the answer that continues it, whatever the model's context; no special tokens are added.
+///
+/// # Errors
+/// [`Error::Generate`] if a text has no tokens; [`Error::TaskPrompt`] if nothing of the answer is left to score.
+pub fn encode_answer(tokenizer: &Tokenizer, config: &ModelConfig, context: &str, answer: &str) -> Result<Request> {
+    let request = pair(tokenizer, config, context, answer)?;
+    shortened(request, usize::MAX - 1).map_err(|reason| Error::TaskPrompt { choice: 1, reason })
+}
+
 /// Spaces at the end of the context count to the continuation, and both are tokenised together: where the context's tokens end,
 /// the continuation's begin.
 fn pair(tokenizer: &Tokenizer, config: &ModelConfig, context: &str, continuation: &str) -> Result<Request> {

@@ -18,6 +18,7 @@ mod hellaswag;
 mod item;
 mod openbookqa;
 mod piqa;
+mod prepare;
 mod record;
 mod result;
 mod rte;
@@ -26,8 +27,9 @@ mod shots;
 mod winogrande;
 
 #[cfg(feature = "tokenizer")]
-pub use encode::encode;
+pub use encode::{encode, encode_answer};
 pub use item::{Item, Prompt};
+pub use prepare::Prepared;
 pub use record::{Record, read_items};
 pub use result::{Answer, TaskResult};
 pub use score::{Request, likelihoods};

@@ -14,6 +14,7 @@
 //! | `plainact` | `sum_t abs(<A, dA>)` | `sum_t abs(Z dZ)` | both |
 //! | `plainact-weight` | as `plainact` | `sum_j abs(W[i,j] dW[i,j])` over the first FFN matrix | sequence; heads both |
 //! | `fisher` | `sum_t <A, dA>^2` | `sum_t (Z dZ)^2` | both |
+//! | `magnitude` | `sum_t norm(A)^2` | `sum_t abs(Z) norm(w)`, `w` the neuron's column of the second FFN matrix | both |
 //! | `l2norm` | `sqrt(sum A^2)` | `sqrt(sum Z^2)` | both |
 //! | `gradnorm` | `sqrt(sum dA^2)` | `sqrt(sum dZ^2)` | both |
 //! | `saliency` | `sum_t norm(A) rms_t(norm(dA))` | `sum_t abs(Z) rms_t(dZ)` | both |
@@ -34,6 +35,7 @@ mod grasp;
 mod jacov;
 mod l2norm;
 mod linear_algebra;
+mod magnitude;
 mod nwot;
 mod plainact;
 mod plainact_weight;
@@ -59,7 +61,8 @@ use crate::model::Model;
 use crate::{Error, Result};
 
 /// Every criterion, in the order in which lists name them.
-pub const ALL: [&dyn Criterion; 11] = [
+pub const ALL: [&dyn Criterion; 12] = [
+    &magnitude::Magnitude,
     &plainact::PlainAct,
     &plainact_weight::PlainActWeight,
     &fisher::Fisher,

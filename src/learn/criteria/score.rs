@@ -1,5 +1,7 @@
 //! All criteria of a text from one pass.
 
+use rayon::prelude::*;
+
 use super::{Criterion, Curvature, Form, LayerInput, UnitKind, curvature};
 use crate::Result;
 use crate::kernels::Cpu;
@@ -50,17 +52,31 @@ impl LayerVisitor for Text<'_> {
             record,
             curvature: self.curvature.as_ref(),
         };
-        for (criterion, scores) in self.criteria.iter().zip(&mut self.scores) {
-            let rows = [
-                (UnitKind::Heads, &mut scores.heads[record.layer * h..][..h]),
-                (UnitKind::Neurons, &mut scores.neurons[record.layer * f..][..f]),
-            ];
-            for (kind, out) in rows {
-                if criterion.has(kind, Form::Sequence) {
-                    criterion.score(&input, kind, Form::Sequence, out)?;
-                }
-            }
-        }
-        Ok(())
+        // Each criterion is the work of one thread, so their number changes nothing.
+        self.cpu.install(|| {
+            let criteria = self.criteria.par_iter().zip(&mut self.scores);
+            criteria.try_for_each(|(criterion, scores)| score(*criterion, &input, scores, h, f))
+        })
     }
+}
+
+/// Scores of the layer's units.
+fn score(
+    criterion: &dyn Criterion,
+    input: &LayerInput<'_>,
+    scores: &mut Scores,
+    heads: usize,
+    neurons: usize,
+) -> Result<()> {
+    let layer = input.record.layer;
+    let rows = [
+        (UnitKind::Heads, &mut scores.heads[layer * heads..][..heads]),
+        (UnitKind::Neurons, &mut scores.neurons[layer * neurons..][..neurons]),
+    ];
+    for (kind, out) in rows {
+        if criterion.has(kind, Form::Sequence) {
+            criterion.score(input, kind, Form::Sequence, out)?;
+        }
+    }
+    Ok(())
 }

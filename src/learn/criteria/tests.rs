@@ -66,6 +66,23 @@ fn both_forms_are_the_formulas_of_the_table() {
 }
 
 #[test]
+fn magnitude_is_the_size_of_what_is_added() {
+    let sample = Sample::new(9, 12);
+    let norms = sample.model.layers[1].ffn.output_squares(&sample.cpu);
+    let squares: Vec<f32> = sample.score("l2norm", UnitKind::Heads, Form::Token).iter().map(|v| v * v).collect();
+    let found = sample.score("magnitude", UnitKind::Heads, Form::Token);
+    assert!(found.iter().zip(&squares).all(|(found, square)| near(*found, f64::from(*square))));
+    let found = sample.score("magnitude", UnitKind::Neurons, Form::Token);
+    let sums = sample.score("magnitude", UnitKind::Neurons, Form::Sequence);
+    for (i, (found, z)) in found.iter().zip(&sample.inners).enumerate() {
+        assert!(near(*found, f64::from(z.abs()) * norms[i % NEURONS].sqrt()));
+    }
+    for (unit, sum) in sums.iter().enumerate() {
+        assert!(near(*sum, found[unit..].iter().step_by(NEURONS).map(|&v| f64::from(v)).sum()));
+    }
+}
+
+#[test]
 fn names_are_found_and_unknown_ones_are_an_error() {
     let names: BTreeSet<&str> = ALL.iter().map(|criterion| criterion.name()).collect();
     assert_eq!(names.len(), ALL.len());
@@ -75,8 +92,8 @@ fn names_are_found_and_unknown_ones_are_an_error() {
     }
     assert_eq!(
         "l2_norm".parse::<&'static dyn Criterion>().unwrap_err().to_string(),
-        "unknown criterion \"l2_norm\"; known are plainact, plainact-weight, fisher, l2norm, gradnorm, saliency, snip, \
-         nwot, jacov, epenas, grasp"
+        "unknown criterion \"l2_norm\"; known are magnitude, plainact, plainact-weight, fisher, l2norm, gradnorm, saliency, \
+         snip, nwot, jacov, epenas, grasp"
     );
 }
 

@@ -49,10 +49,7 @@ impl Importance {
                 let found = usable().find(|c| c.name() == name && !c.needs_curvature());
                 found.map(Importance::Gradients).ok_or_else(|| {
                     let names: Vec<&str> = usable().map(|c| c.name()).collect();
-                    Error::UnknownCriterion {
-                        found: name.to_owned(),
-                        known: format!("magnitude, {}", names.join(", ")),
-                    }
+                    Error::UnknownCriterion { found: name.to_owned(), known: names.join(", ") }
                 })
             }
         }

@@ -8,7 +8,8 @@
 //! [`TraceSource`] reads what they wrote.
 //!
 //! Texts are cut into documents, documents into windows, and windows are read in an order that depends on a seed: neighbours
-//! in training are strangers in the text.
+//! in training are strangers in the text. A record of a task is a document that knows where its answer begins: importances from
+//! gradients are of the loss on the answer alone.
 
 mod criterion;
 mod documents;
@@ -22,7 +23,7 @@ mod windows;
 mod write;
 
 pub use criterion::{Importance, TokenCriterion};
-pub use documents::{Text, choose_documents};
+pub use documents::{Document, Passage, Text, choose_documents};
 pub use file::check_trace_file;
 pub use read::TraceSource;
 pub use source::{SampleOptions, TextSource};

@@ -1,7 +1,9 @@
 //! Samples straight from text: nothing is stored.
 
+use std::ops::Range;
+
 use super::windows::{Window, Windows};
-use super::{Importance, TokenCriterion};
+use super::{Document, Importance, TokenCriterion};
 use crate::kernels::Cpu;
 use crate::learn::criteria::LayerInput;
 use crate::learn::samples::{SampleBatch, SampleInfo, SampleSource, mix, shuffle};
@@ -32,7 +34,7 @@ pub struct TextSource<'a> {
     model: &'a Model,
     importance: Importance,
     info: SampleInfo,
-    documents: Vec<Vec<u32>>,
+    documents: Vec<Document>,
     window: usize,
     windows: Windows,
     cache: KvCache,
@@ -50,16 +52,17 @@ impl<'a> TextSource<'a> {
         cpu: &'a Cpu,
         model: &'a Model,
         importance: Importance,
-        documents: Vec<Vec<u32>>,
+        documents: Vec<impl Into<Document>>,
         options: &SampleOptions,
     ) -> Result<Self> {
+        let documents: Vec<Document> = documents.into_iter().map(Into::into).collect();
         let config = &model.config;
         let (window, context) = (options.window, config.max_positions);
         let reason = if window < 2 {
             Some(format!("a window of {window} tokens has nothing to learn from; use at least 2"))
         } else if window > context {
             Some(format!("a window of {window} tokens does not fit into the model's {context} positions"))
-        } else if documents.iter().all(|d| d.len() < 2) {
+        } else if documents.iter().all(|d| d.tokens.len() < 2) {
             Some("the text has no document of at least 2 tokens; use a longer text".to_owned())
         } else {
             None
@@ -77,14 +80,17 @@ impl<'a> TextSource<'a> {
                 expected: "ascending layers that begin with 0 and end before the last layer",
             });
         }
-        for document in documents.iter().filter(|d| !d.is_empty()) {
-            model.check_tokens(document)?;
+        for document in documents.iter().filter(|d| !d.tokens.is_empty()) {
+            model.check_tokens(&document.tokens)?;
         }
         let unused = unused(&importance);
-        let cut = |(index, document): (usize, &Vec<u32>)| {
-            let pieces = (0..document.len()).step_by(window).map(|start| (start, window.min(document.len() - start)));
-            let pieces: Vec<_> = pieces.filter(|&(_, len)| len > 1).collect();
-            pieces.into_iter().map(move |(start, len)| Window { document: index as u32, start, len: len - unused })
+        let cut = |(index, document): (usize, &Document)| {
+            let pieces = match importance {
+                Importance::Activations(_) => document.pieces(window),
+                Importance::Gradients(_) => document.scored_pieces(window),
+            };
+            let place = |piece: Range<usize>| (piece.start, piece.len() - unused);
+            pieces.into_iter().map(place).map(move |(start, len)| Window { document: index as u32, start, len })
         };
         let mut all: Vec<Window> = documents.iter().enumerate().flat_map(cut).collect();
         shuffle(options.seed, &mut all);
@@ -108,7 +114,7 @@ impl<'a> TextSource<'a> {
     }
 
     /// The documents that it reads.
-    pub fn documents(&self) -> &[Vec<u32>] {
+    pub fn documents(&self) -> &[Document] {
         &self.documents
     }
 
@@ -132,18 +138,25 @@ impl<'a> TextSource<'a> {
         &self.windows.all
     }
 
-    /// The tokens of a window that are samples.
-    pub(in crate::learn) fn text(&self, window: &Window) -> &[u32] {
-        &self.documents[window.document as usize][window.start..window.start + window.len]
+    /// The tokens of a window that are samples, and the loss of them as a text; `None` if nothing of it is scored.
+    pub(in crate::learn) fn scored(&self, window: &Window) -> Option<(&[u32], Loss)> {
+        let document = &self.documents[window.document as usize];
+        let piece = window.start..window.start + window.len;
+        let is_scored = piece.len() > 1 && document.answer.is_none_or(|answer| answer < piece.end);
+        is_scored.then(|| (&document.tokens[piece.clone()], document.loss(&piece)))
     }
 
     /// A hash of all tokens, windows and their order.
     pub(super) fn text_hash(&self) -> String {
         let mut hash = 0;
         for window in &self.windows.all {
-            let tokens = self.text(window);
+            let document = &self.documents[window.document as usize];
+            let tokens = &document.tokens[window.start..window.start + window.len];
             let numbers = [u64::from(window.document), window.start as u64, window.len as u64];
-            hash = numbers.into_iter().chain(tokens.iter().map(|&t| u64::from(t))).fold(hash, mix);
+            // Where the answer begins says what the loss is of.
+            let scored = matches!(self.importance, Importance::Gradients(_));
+            let answer = document.answer.filter(|_| scored).map(|answer| answer as u64);
+            hash = numbers.into_iter().chain(answer).chain(tokens.iter().map(|&t| u64::from(t))).fold(hash, mix);
         }
         format!("{hash:016x}")
     }
@@ -166,7 +179,8 @@ impl SampleSource for TextSource<'_> {
         let Window { document, start, len } = self.windows.all[index];
         batch.resize(&self.info, len);
         batch.documents.fill(document);
-        let tokens = &self.documents[document as usize][start..start + len + unused(&self.importance)];
+        let (piece, document) = (start..start + len + unused(&self.importance), &self.documents[document as usize]);
+        let tokens = &document.tokens[piece.clone()];
         let (cpu, model) = (self.cpu, self.model);
         let mut notes = Notes { info: &self.info, batch, scratch: Vec::new() };
         match &self.importance {
@@ -178,8 +192,7 @@ impl SampleSource for TextSource<'_> {
             }
             Importance::Gradients(criterion) => {
                 let mut visitor = GradientRecorder { notes: &mut notes, cpu, model, tokens, criterion: *criterion };
-                // Of the sum, so that a token's gradients do not depend on how long its window is.
-                backward(cpu, model, tokens, &Loss::sum(), &mut self.work, &mut visitor)?;
+                backward(cpu, model, tokens, &document.loss(&piece), &mut self.work, &mut visitor)?;
             }
         }
         batch.validate(&self.info)?;
@@ -195,7 +208,8 @@ impl SampleSource for TextSource<'_> {
     }
 }
 
-/// Tokens of a window that are no samples: the last one where gradients count.
+/// Tokens of a window that are no samples: where gradients count the last one, which predicts nothing. That holds for records, too:
+/// their answer ends the window, and tokens before it have gradients, through the attention of those that predict it.
 fn unused(importance: &Importance) -> usize {
     usize::from(matches!(importance, Importance::Gradients(_)))
 }

@@ -151,6 +151,59 @@ fn samples_of_gradients_are_those_of_the_backward_pass_without_the_last_token() 
 }
 
 #[test]
+fn records_are_scored_on_their_answer_alone() {
+    let (cpu, model) = (cpu(), model(1));
+    // Shorter than the window, and longer: this one loses its beginning, and its answer stays.
+    let records =
+        || [(15, 11), (33, 28)].map(|(len, answer)| Document::with_answer(documents(4)[3][..len].to_vec(), answer));
+    let make = |name: &str| {
+        let importance = Importance::of(name, &cpu, &model).unwrap();
+        TextSource::new(&cpu, &model, importance, records().to_vec(), &options(PredictorInput::Residual)).unwrap()
+    };
+    let mut source = make("plainact");
+    let (mut batch, mut seen) = (SampleBatch::default(), 0);
+    while source.next(&|_| true, &mut batch).unwrap() {
+        let index = batch.documents[0] as usize;
+        let (start, answer) = [(0, 11), (13, 15)][index];
+        let tokens = &records()[index].tokens[start..];
+        assert_eq!((tokens.len() <= 20, batch.rows), (true, tokens.len() - 1), "the last token predicts nothing");
+        let criterion = "plainact".parse::<&'static dyn Criterion>().unwrap();
+        let mut direct = Direct { cpu: &cpu, model: &model, tokens, criterion, layers: vec![Default::default(); 4] };
+        let loss = Loss { tokens: Some(answer..tokens.len()), ..Loss::sum() };
+        backward(&cpu, &model, tokens, &loss, &mut BackwardWorkspace::new(), &mut direct).unwrap();
+        for row in 0..batch.rows {
+            for layer in 1..4 {
+                let [_, heads, neurons] = &direct.layers[layer];
+                assert_eq!(batch.heads[(row * 3 + layer - 1) * 4..][..4], heads[row * 4..][..4]);
+                assert_eq!(batch.neurons[(row * 3 + layer - 1) * 40..][..40], neurons[row * 40..][..40]);
+            }
+            // Tokens of the question count in so far as the answer attends to them: not in the last layer.
+            let neurons = |layer: usize| batch.neurons[(row * 3 + layer - 1) * 40..][..40].iter().any(|&v| v > 0.0);
+            assert_eq!([neurons(1), neurons(2), neurons(3)], [true, true, row + 1 >= answer], "token {row}");
+        }
+        seen += 1;
+    }
+    assert_eq!(seen, 2);
+    // Where only activations count a record is a text as others are.
+    let plain = |documents: Vec<Document>| {
+        let importance = Importance::of("magnitude", &cpu, &model).unwrap();
+        let options = options(PredictorInput::Residual);
+        let mut source = TextSource::new(&cpu, &model, importance, documents, &options).unwrap();
+        let (mut batch, mut all) = (SampleBatch::default(), Vec::new());
+        while source.next(&|_| true, &mut batch).unwrap() {
+            all.push(batch.clone());
+        }
+        all
+    };
+    let texts = records().map(|record| Document { answer: None, ..record }).to_vec();
+    assert!(plain(records().to_vec()) == plain(texts.clone()) && plain(texts.clone()).len() == 3);
+    // Another answer is another trace.
+    let importance = || Importance::of("plainact", &cpu, &model).unwrap();
+    let other = TextSource::new(&cpu, &model, importance(), texts, &options(PredictorInput::Residual)).unwrap();
+    assert_ne!(other.text_hash(), source.text_hash());
+}
+
+#[test]
 fn texts_that_cannot_be_read_say_why() {
     let (cpu, model) = (cpu(), model(1));
     let make = |documents: Vec<Vec<u32>>, options: SampleOptions| {

@@ -12,7 +12,7 @@ use std::ops::ControlFlow;
 
 use super::Factors;
 use crate::learn::trace::TextSource;
-use crate::learn::{BackwardWorkspace, LayerRecord, LayerVisitor, Loss, SampleSource, backward};
+use crate::learn::{BackwardWorkspace, LayerRecord, LayerVisitor, SampleSource, backward};
 use crate::{Error, Result};
 
 impl Factors {
@@ -43,11 +43,11 @@ impl Factors {
         let mut work = BackwardWorkspace::new();
         let of = source.rows(wanted).min(tokens as u64);
         let windows = source.windows().iter().filter(|w| wanted(w.document));
-        for text in windows.map(|w| source.text(w)).filter(|text| text.len() > 1) {
+        for (text, loss) in windows.filter_map(|w| source.scored(w)) {
             if squares.rows >= of {
                 break;
             }
-            backward(cpu, model, text, &Loss::sum(), &mut work, &mut squares)?;
+            backward(cpu, model, text, &loss, &mut work, &mut squares)?;
             // The last token predicts nothing and has no gradient.
             squares.rows += text.len() as u64 - 1;
             if progress(squares.rows.min(of), of).is_break() {

@@ -8,6 +8,7 @@
 //! | --- | --- | --- | --- |
 //! | `mse` | importance over the layer's largest, or between its least and largest | importances | mean over the units of the squared error |
 //! | `bce` | 1 for the best share of the units, else 0 | log odds | mean over the units of the cross-entropy |
+//! | `pairwise` | importance over the layer's largest | importances, up to a constant | mean over pairs of units of the squared amount by which the more important one falls short of its lead |
 //! | `listwise` | importances over their sum | log shares, up to a constant | cross-entropy of the softmax |
 
 use std::fmt;
@@ -29,6 +30,8 @@ pub enum Loss {
     Bce,
     /// Cross-entropy of the softmax of a layer with its importances.
     Listwise,
+    /// Leads of more important units over others.
+    Pairwise,
 }
 
 /// How the importances of a layer are brought to 0..1 for [`Loss::Mse`].
@@ -43,7 +46,7 @@ pub enum TargetScale {
 }
 
 impl Loss {
-    const ALL: [Loss; 3] = [Loss::Mse, Loss::Bce, Loss::Listwise];
+    const ALL: [Loss; 4] = [Loss::Mse, Loss::Bce, Loss::Listwise, Loss::Pairwise];
 
     /// Name on the command line and in files.
     pub const fn name(self) -> &'static str {
@@ -51,6 +54,7 @@ impl Loss {
             Loss::Mse => "mse",
             Loss::Bce => "bce",
             Loss::Listwise => "listwise",
+            Loss::Pairwise => "pairwise",
         }
     }
 }
@@ -86,9 +90,9 @@ impl LayerLoss {
     /// The targets of a layer from its codes.
     pub(super) fn prepare(&self, codes: &[u8], targets: &mut [f32]) {
         match self.loss {
-            Loss::Mse => {
+            Loss::Mse | Loss::Pairwise => {
                 targets.iter_mut().zip(codes).for_each(|(t, &code)| *t = decode(code));
-                if self.scale == TargetScale::MinMax {
+                if self.loss == Loss::Mse && self.scale == TargetScale::MinMax {
                     let least = targets.iter().fold(f32::INFINITY, |min, &t| min.min(t));
                     // The largest is 1, unless all are 0.
                     let factor = if least < 1.0 { 1.0 / (1.0 - least) } else { 0.0 };
@@ -120,10 +124,11 @@ impl LayerLoss {
         }
     }
 
-    /// Turns mean targets into the outputs of the best constant predictor.
+    /// Turns mean targets into the outputs of the best constant predictor; for [`Loss::Pairwise`], which has no formula for it, of a
+    /// good one.
     pub(super) fn constant(&self, means: &mut [f32]) {
         match self.loss {
-            Loss::Mse => {}
+            Loss::Mse | Loss::Pairwise => {}
             Loss::Bce => means.iter_mut().for_each(|m| {
                 let p = m.clamp(MARGIN, 1.0 - MARGIN);
                 *m = (p / (1.0 - p)).ln();
@@ -168,7 +173,60 @@ impl LayerLoss {
                 }
                 sum
             }
+            Loss::Pairwise => {
+                let mut room = [0.0; UNITS_ON_STACK];
+                with_room(&mut room, y.len(), |gradient| {
+                    let loss = shortfalls(y, targets, gradient);
+                    y.iter_mut().zip(&*gradient).for_each(|(y, g)| *y = weight * width * g);
+                    loss
+                })
+            }
         }
+    }
+}
+
+/// Pairs of a layer of up to this many units are all there are; of more, a sample.
+const ALL_PAIRS: usize = 64;
+
+/// Mean over pairs of units of `max(0, lead wanted - lead)^2`, where the lead wanted of the more important unit of a pair is the
+/// difference of their targets; `gradient` (zeros) becomes its gradient with respect to `y`.
+///
+/// Pairs of a large layer are units at distances of 1, 2, 4 and so on around the circle of the layer, so all units are in equally
+/// many, `2 log2(n)`, and any two are connected by few: `n log2(n)` pairs, the same ones in every sample.
+fn shortfalls(y: &[f32], targets: &[f32], gradient: &mut [f32]) -> f32 {
+    let n = y.len();
+    let (mut sum, mut pairs) = (0.0, 0);
+    let mut distance = 1;
+    while 2 * distance <= n {
+        // Half around the circle pairs are met from both ends.
+        let firsts = if 2 * distance == n { distance } else { n };
+        for i in 0..firsts {
+            let j = if i + distance < n { i + distance } else { i + distance - n };
+            let wanted = targets[i] - targets[j];
+            let missing = wanted - (y[i] - y[j]);
+            // Short of a lead over `j`, or of one over `i`.
+            let is_short = (wanted > 0.0 && missing > 0.0) || (wanted < 0.0 && missing < 0.0);
+            let missing = if is_short { missing } else { 0.0 };
+            sum += missing * missing;
+            gradient[i] -= 2.0 * missing;
+            gradient[j] += 2.0 * missing;
+        }
+        pairs += firsts;
+        distance = if n <= ALL_PAIRS { distance + 1 } else { 2 * distance };
+    }
+    let share = 1.0 / pairs.max(1) as f32;
+    gradient.iter_mut().for_each(|g| *g *= share);
+    sum * share
+}
+
+/// Units of a layer that have room on the stack.
+pub(super) const UNITS_ON_STACK: usize = 4096;
+
+/// Calls `f` with room for `len` values: on the stack if they fit, else zeros.
+pub(super) fn with_room<R>(stack: &mut [f32], len: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
+    match stack.get_mut(..len) {
+        Some(room) => f(room),
+        None => f(&mut vec![0.0; len]),
     }
 }
 
@@ -194,7 +252,7 @@ mod tests {
         }
         assert_eq!(
             "rank".parse::<Loss>().unwrap_err().to_string(),
-            "unknown loss \"rank\"; expected mse, bce or listwise"
+            "unknown loss \"rank\"; expected mse, bce, listwise or pairwise"
         );
     }
 
@@ -252,9 +310,36 @@ mod tests {
     }
 
     #[test]
+    fn pairs_are_all_of_a_small_layer_and_evenly_spread_over_a_large_one() {
+        let mut next = rng(7);
+        for n in [1, 2, 5, 12, 64] {
+            let [y, targets] = [(); 2].map(|()| (0..n).map(|_| next()).collect::<Vec<f32>>());
+            let (mut sum, mut pairs) = (0.0, 0);
+            for i in 0..n {
+                for j in 0..i {
+                    let (more, less) = if targets[i] > targets[j] { (i, j) } else { (j, i) };
+                    sum += ((targets[more] - targets[less]) - (y[more] - y[less])).max(0.0).powi(2);
+                    pairs += 1;
+                }
+            }
+            let found = shortfalls(&y, &targets, &mut vec![0.0; n]);
+            assert!((found - sum / pairs.max(1) as f32).abs() < 1e-5, "{n}");
+        }
+        // One unit that is too low is in the pairs of each distance, twice.
+        for n in [65, 1536] {
+            let mut gradient = vec![0.0; n];
+            let targets: Vec<f32> = (0..n).map(|i| f32::from(u8::from(i == 7))).collect();
+            shortfalls(&vec![0.0; n], &targets, &mut gradient);
+            let others = gradient.iter().filter(|&&g| g > 0.0).count();
+            assert_eq!(others, 2 * (n / 2).ilog2() as usize + 2);
+            assert!(gradient[7] < 0.0 && shortfalls(&targets, &targets, &mut vec![0.0; n]) == 0.0);
+        }
+    }
+
+    #[test]
     fn the_constant_is_the_best_constant() {
         let mut next = rng(5);
-        for layer in all() {
+        for layer in all().filter(|layer| layer.loss != Loss::Pairwise) {
             let rows: Vec<Vec<f32>> = (0..50)
                 .map(|_| {
                     let codes: Vec<u8> = (0..12).map(|i| (next() * 20.0 * (i + 1) as f32) as u8).collect();

@@ -24,6 +24,7 @@ mod network;
 mod options;
 mod ranking;
 mod run;
+mod size;
 mod state;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
@@ -35,7 +36,9 @@ pub use export::{Exported, Trained};
 pub use judge::Judgement;
 pub use loss::{Loss, TargetScale};
 pub use options::{Preset, PresetSamples, TrainOptions, Width};
+pub(in crate::learn) use ranking::spearman;
 pub use run::train;
+pub use size::FileSize;
 
 /// What predictions are multiplied with before units are ranked, for layers 1 to L-1: a criterion that is the product of
 /// something that depends on the token, which is learnt, and something of the unit alone, which need not be.

@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use super::loss::LayerLoss;
+use super::loss::{LayerLoss, UNITS_ON_STACK, with_room};
 use crate::kernels::{Cpu, bias_gradient, input_gradient, linear_f32, weight_gradient};
 use crate::learn::compact::Codes;
 use crate::sparsity::predictor::HiddenActivation;
@@ -192,10 +192,10 @@ impl Networks {
                 let first = output.layers.start + block.start - 1;
                 cpu.each_row(t, [y, losses], 16 * rows.len(), &|row, y, losses| {
                     // On the stack: tasks allocate nothing.
-                    let mut targets = [0.0; MOST_UNITS_AT_ONCE];
+                    let mut targets = [0.0; UNITS_ON_STACK];
                     for (i, (y, found)) in y.chunks_exact_mut(output.width).zip(losses).enumerate() {
                         let codes = codes.layer(expected.rows[row] as usize, first + i);
-                        *found = with_targets(&mut targets, codes.len(), |targets| {
+                        *found = with_room(&mut targets, codes.len(), |targets| {
                             loss.prepare(codes, targets);
                             loss.gradient(y, targets, weight)
                         });
@@ -217,17 +217,6 @@ impl Networks {
             layer.backward(cpu, 0..layer.rows, dh, x);
         }
         means
-    }
-}
-
-/// Units of a layer whose targets fit on the stack.
-const MOST_UNITS_AT_ONCE: usize = 4096;
-
-/// Calls `f` with room for `len` targets: on the stack if they fit.
-fn with_targets<R>(stack: &mut [f32], len: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
-    match stack.get_mut(..len) {
-        Some(targets) => f(targets),
-        None => f(&mut vec![0.0; len]),
     }
 }
 
@@ -266,7 +255,7 @@ mod tests {
         let x: Vec<f32> = (0..4 * N).map(|_| next() * 2.0 - 1.0).collect();
         let rows = [7, 1, 1, 9];
         for (trunk, activation) in [(false, HiddenActivation::Relu), (true, HiddenActivation::None)] {
-            for loss in [Loss::Mse, Loss::Bce, Loss::Listwise] {
+            for loss in [Loss::Mse, Loss::Bce, Loss::Listwise, Loss::Pairwise] {
                 let losses = [4, 1500].map(|width| LayerLoss { loss, scale: TargetScale::Max, best: width / 2 });
                 let expected = Expected { codes: [&codes[0], &codes[1]], rows: &rows, losses, weights: [1.0; 2] };
                 let mut networks = networks(trunk, activation, &mut next);

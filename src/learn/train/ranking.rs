@@ -61,6 +61,14 @@ impl Truth {
     }
 }
 
+/// Rank correlation of two lists of the same length; 0 if one of them is constant.
+pub(in crate::learn) fn spearman(a: &[f32], b: &[f32]) -> f64 {
+    let (mut order, mut of_a, mut of_b) = (Vec::new(), Vec::new(), Vec::new());
+    ranks(a, &mut order, &mut of_a);
+    ranks(b, &mut order, &mut of_b);
+    correlation(&of_a, &of_b)
+}
+
 /// Pearson's correlation; 0 if one of them is constant.
 fn correlation(a: &[f32], b: &[f32]) -> f64 {
     // Ranks have a known mean.

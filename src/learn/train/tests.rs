@@ -120,6 +120,7 @@ fn a_teacher_is_recovered_in_every_form() {
         TrainOptions { width: Width::Shared(64), ..long.clone() },
         TrainOptions { loss: Loss::Bce, ..long.clone() },
         TrainOptions { loss: Loss::Listwise, ..long.clone() },
+        TrainOptions { loss: Loss::Pairwise, ..long.clone() },
         TrainOptions { normalization: Normalization::None, ..long.clone() },
         TrainOptions { target_scale: TargetScale::MinMax, ..long.clone() },
     ];
@@ -288,4 +289,26 @@ fn factors_end_up_in_the_ranking() {
     // The weights are those of the training without factors, but for the factors.
     assert_eq!(plain.history().last().unwrap().steps, with.history().last().unwrap().steps);
     assert_ne!(file(&cpu, &plain, WeightFormat::F32).0, file(&cpu, &with, WeightFormat::F32).0);
+}
+
+#[test]
+fn files_obey_their_size() {
+    let cpu = threads(2);
+    let info = info();
+    for (limit, width) in [
+        (20_000, Width::Separate { heads: 2048, neurons: 1024 }),
+        (60_000, Width::Separate { heads: 128, neurons: 128 }),
+        (60_000, Width::Shared(128)),
+        (30_000, Width::Separate { heads: 0, neurons: 16 }),
+    ] {
+        for format in [WeightFormat::F32, WeightFormat::F16, WeightFormat::Int8] {
+            let base = TrainOptions { passes: 1, ..options() };
+            let width = width.fitting(&info, &base, format, limit).unwrap();
+            let trained = run(&cpu, &mut Teacher::new(20), &TrainOptions { width, ..base });
+            let (bytes, _) = file(&cpu, &trained, format);
+            // What is left is room for the header.
+            let range = limit.saturating_sub(10_000).max(limit / 4)..=limit;
+            assert!(range.contains(&(bytes.len() as u64)), "{} bytes of {limit} with {width:?}", bytes.len());
+        }
+    }
 }

@@ -141,6 +141,19 @@ impl Predictor {
         }
     }
 
+    /// Hidden units for heads and for neurons of a station, the most that any has; 0 where it has no hidden layer or does not rank
+    /// them. A trunk counts for both.
+    pub fn widths(&self) -> (usize, usize) {
+        let width = |of: fn(&Networks) -> &Option<Network>| {
+            let hidden = self.stations.iter().filter_map(|station| {
+                let network = of(station).as_ref()?;
+                Some(network.hidden.as_ref().or(station.trunk.as_ref())?.rows())
+            });
+            hidden.max().unwrap_or(0)
+        };
+        (width(|station| &station.heads), width(|station| &station.neurons))
+    }
+
     /// Bytes that the decisions of one token read, all stations together.
     pub fn bytes(&self, wanted: Wanted) -> u64 {
         self.stations.iter().map(|networks| networks.bytes(wanted)).sum()
