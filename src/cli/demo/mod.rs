@@ -46,7 +46,7 @@ pub(super) fn run(console: &mut Console) -> Result<()> {
     let config = dense.config();
     console.line(&format!(
         "{}: {} layers, {} heads and {} neurons each, {:.1} M parameters\n\
-         dense: every token reads all weights. sparse: after layer 0 a predictor chooses the heads and neurons of the later layers, \n\
+         dense: every token reads all weights. sparse: after layer 0 a predictor chooses the heads and neurons of the later layers,\n\
          the fewest bytes for at most {:.0} % more perplexity: {:.1} % of the heads, {:.1} % of the neurons; expected are {:.1} % more,\n\
          by {} tokens of {}",
         dense.location(),
@@ -73,8 +73,8 @@ pub(super) fn run(console: &mut Console) -> Result<()> {
         console.line(&line)?;
     }
     console.line(&format!(
-        "\nThis machine reads {read:.1} GB/s from memory; the model's {:.1} MB stay in the cache, where fewer bytes save little time: \n\
-         larger models gain what is ideal (docs/src/results.md).\n\
+        "\nThis machine reads {read:.1} GB/s from memory; the model's {:.1} MB stay in the cache, where fewer bytes save less time;\n\
+         larger models come close to what is ideal (docs/src/results.md).\n\
          Next: shadowllm generate --model DIR_OR_NAME \"Your text\", or shadowllm --help",
         dense.mapped_bytes() as f64 / 1e6
     ))
