@@ -89,8 +89,8 @@ impl Store {
     }
 
     fn save(&mut self) -> Result<()> {
-        let mut json = serde_json::to_string(&self.results)
-            .map_err(|error| Error::SweepFile { reason: error.to_string() })?;
+        let mut json =
+            serde_json::to_string(&self.results).map_err(|error| Error::SweepFile { reason: error.to_string() })?;
         json.push('\n');
         Ok(write_atomic(&self.path, json.as_bytes())?)
     }
