@@ -9,7 +9,7 @@ use crate::eval::markup::escaped;
 const WIDTH: f64 = 368.0;
 const HEIGHT: f64 = 280.0;
 const LEFT: f64 = 62.0;
-const RIGHT: f64 = 16.0;
+const RIGHT: f64 = 22.0;
 const TOP: f64 = 34.0;
 const BOTTOM: f64 = 46.0;
 
