@@ -545,6 +545,39 @@ pub enum Error {
         /// The budget's fraction.
         kept: f32,
     },
+    /// A limit of what sparsity may cost that is none.
+    #[error(
+        "the largest increase in perplexity is {found:?}; expected a percentage such as 5% or a fraction from 0 to 1 such as 0.05"
+    )]
+    MaxIncrease {
+        /// As given.
+        found: String,
+    },
+    /// A budget was to be chosen by what a predictor costs, which was never measured.
+    #[error(
+        "this predictor was never validated, so no budget can be chosen by what it costs; run `shadowllm validate` on it with text \
+         of the kind that will be generated, or choose a budget with --keep"
+    )]
+    NeverValidated,
+    /// A budget was to be chosen by what a predictor costs, for a policy without one.
+    #[error(
+        "--max-ppl-increase chooses a budget by what a predictor was measured to cost, and the policy {policy} has no predictor; \
+         use --policy shadow or dejavu, or choose a budget with --keep"
+    )]
+    IncreaseNeedsPredictor {
+        /// The policy.
+        policy: String,
+    },
+    /// What is compiled in was to be written.
+    #[error(
+        "the embedded predictor is a part of the program and cannot be rewritten; name another file with --out FILE"
+    )]
+    EmbeddedPredictorStays,
+    /// There is nothing to measure a predictor at.
+    #[error(
+        "the kept fractions that were given drop nothing; a predictor is measured where it drops heads or neurons: give fractions under 1"
+    )]
+    NothingDropped,
     /// A predictor whose stations the policy cannot work with.
     #[error("the predictor has stations after layers {found:?}; policy {policy} needs {expected}")]
     PredictorStations {

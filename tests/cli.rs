@@ -16,8 +16,26 @@ use serde_json::Value;
 fn without_arguments_it_shows_the_main_job() {
     let run = run(&[]);
     assert_eq!(run.code, Some(0), "{}", run.err);
-    assert!(run.out.contains("> Once upon a time, and the whole of the world"), "{}", run.out);
-    assert!(run.out.contains("tokens/s") && run.out.contains("GB/s"), "{}", run.out);
+    assert!(run.out.contains("> Once upon a time\n"), "{}", run.out);
+    // Dense and sparse, beside each other.
+    assert!(
+        run.out.lines().any(|line| line.starts_with(", and the whole of the world") && line.len() > 60),
+        "{}",
+        run.out
+    );
+    for row in ["perplexity", "heads kept", "neurons kept", "MB per token", "tokens/s"] {
+        let line = run.out.lines().find(|line| line.starts_with(row)).unwrap_or_else(|| panic!("{row}: {}", run.out));
+        let mut numbers = line[row.len()..].split_whitespace().filter_map(|word| word.parse::<f64>().ok());
+        let (dense, sparse) = (numbers.next().unwrap(), numbers.next().unwrap());
+        assert!(dense > 0.0 && sparse > 0.0, "{line}");
+        if ["neurons kept", "MB per token"].contains(&row) {
+            assert!(sparse < 0.9 * dense, "{line}");
+        }
+        if row == "perplexity" {
+            assert!(sparse < 1.2 * dense, "{line}");
+        }
+    }
+    assert!(run.out.contains("GB/s"), "{}", run.out);
 }
 
 #[test]
@@ -32,6 +50,7 @@ fn help_of_every_command() {
         &["pack", "--help"],
         &["calibrate-gate", "--help"],
         &["train", "--help"],
+        &["validate", "--help"],
         &["trace", "--help"],
         &["criteria", "--help"],
         &["eval", "--help"],
@@ -313,7 +332,7 @@ fn every_mistake_has_its_message() {
         &["generate", "hello", "--policy", "static"],
         &["generate", "hello", "--policy", "static", "--scores", "no-such-file"],
         &["generate", "hello", "--policy", "static", "--scores", "README.md"],
-        &["generate", "hello", "--policy", "shadow"],
+        &["generate", "hello", "--policy", "dejavu"],
         &["generate", "hello", "--policy", "shadow", "--predictor", &trap],
         &["generate", "hello", "--stop", ""],
         &["generate", "hello", "--threads", "100000"],

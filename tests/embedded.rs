@@ -5,11 +5,13 @@
 mod support;
 
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
 use serde::Deserialize;
-use shadowllm::eval::{Windows, perplexity};
+use shadowllm::eval::{Chooser, Masked, Masking, Windows, perplexity, perplexity_masked};
 use shadowllm::generate::{Completion, CompletionOptions};
 use shadowllm::kernels::CpuOptions;
+use shadowllm::sparsity::{Budget, ModelIdentity, Predictor, Scope, Shadow};
 use shadowllm::{Engine, EngineOptions, SessionOptions};
 
 use support::{isas, shared};
@@ -71,4 +73,21 @@ fn perplexity_on_unseen_books() {
     let want = reference().perplexity.value;
     assert!((result.perplexity - want).abs() < 0.01, "{} instead of {want}", result.perplexity);
     assert_eq!(result.tokens, 40 * 511);
+}
+
+/// Half of the neurons are enough, on books that neither the model nor its predictor has seen.
+#[test]
+fn the_predictor_on_unseen_books() {
+    let Some(text) = shared("data/eval/books_valid.txt") else { return };
+    let engine = Engine::open("embedded", EngineOptions::default()).unwrap();
+    let predictor = Predictor::embedded(engine.config(), &ModelIdentity::of(engine.model())).unwrap();
+    let (predictor, budget) = (Arc::new(predictor), Budget::new(1.0, 0.5, Scope::Local).unwrap());
+    let chooser = Chooser::Policy(Box::new(move |_| Ok(Box::new(Shadow::new(Arc::clone(&predictor), budget)?))));
+    let mut masked = Masked::new(&engine, chooser, Masking::default()).unwrap();
+    let ids = engine.tokenizer().unwrap().encode(&std::fs::read_to_string(text).unwrap(), false).unwrap();
+    let (windows, go_on) = (Windows { size: 512, count: Some(4) }, &mut |_: &_| ControlFlow::Continue(()));
+    let dense = perplexity(&engine, &ids, windows, go_on).unwrap();
+    let sparse = perplexity_masked(&mut masked, &ids, windows, go_on).unwrap();
+    let ratio = sparse.perplexity / dense.perplexity;
+    assert!(ratio < 1.1 && masked.kept().neurons < 0.6, "{ratio}");
 }

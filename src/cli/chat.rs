@@ -79,7 +79,7 @@ impl Chat {
         let engine = self.model.fast_engine_of(&checkpoint)?;
         engine.tokenizer()?;
         engine.chat_template()?;
-        let (engine, sparsity) = self.sparsity.load(console, checkpoint, engine)?;
+        let (engine, sparsity, _) = self.sparsity.load(console, checkpoint, engine)?;
         let template = engine.chat_template()?;
         let options = CompletionOptions {
             sampler: self.sampling.over(&engine.text().defaults.sampler_options()),

@@ -11,6 +11,7 @@ use shadowllm_weights::Checkpoint;
 use super::accounting::Accounting;
 use super::console::{Console, read_text};
 use super::options::{ModelArgs, SamplingArgs, token_id};
+use super::policy::BudgetReport;
 use super::several::Several;
 use super::sparsity::SparsityArgs;
 use crate::generate::{Completion, CompletionOptions, Engine, Session, SessionOptions, StopReason, Timing};
@@ -121,6 +122,8 @@ struct Report<'a> {
     threads: usize,
     /// Precision of products with many prompt tokens, where the weights are bf16.
     compute: &'static str,
+    /// `heads`, `neurons`, `scope`, `chosen` and `warning`; `null` if all units were kept.
+    budget: Option<BudgetReport>,
     /// What was kept, and what choosing it cost.
     #[serde(flatten)]
     accounting: Accounting,
@@ -134,7 +137,7 @@ impl Generate {
             return self.several(console, checkpoint, engine, path);
         }
         let prompt = self.prompt_tokens(&engine)?;
-        let (engine, sparsity) = self.sparsity.load(console, checkpoint, engine)?;
+        let (engine, sparsity, budget) = self.sparsity.load(console, checkpoint, engine)?;
         let mut session = engine.session(SessionOptions { context: self.context })?;
         session.set_sparsity(sparsity)?;
         let options = self.options();
@@ -161,6 +164,7 @@ impl Generate {
                 isa: engine.cpu().isa().to_string(),
                 threads: engine.cpu().threads(),
                 compute: engine.cpu().compute().name(),
+                budget,
                 accounting: Accounting::new(&session, &done.timing),
             })?;
         } else {

@@ -28,6 +28,7 @@ mod sparsity;
 mod sweep;
 mod trace;
 mod train;
+mod validate;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -59,6 +60,7 @@ enum Command {
     Pack(pack::Pack),
     CalibrateGate(calibrate_gate::CalibrateGate),
     Train(Box<train::Train>),
+    Validate(validate::Validate),
     Trace(Box<trace::Trace>),
     Criteria(criteria::Criteria),
     #[command(subcommand)]
@@ -104,6 +106,7 @@ fn dispatch(cli: Cli, console: &mut Console) -> Result<()> {
         Some(Command::Pack(command)) => command.run(console),
         Some(Command::CalibrateGate(command)) => command.run(console),
         Some(Command::Train(command)) => command.run(console),
+        Some(Command::Validate(command)) => command.run(console),
         Some(Command::Trace(command)) => command.run(console),
         Some(Command::Criteria(command)) => command.run(console),
         Some(Command::Eval(command)) => command.run(console),

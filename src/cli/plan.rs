@@ -130,7 +130,7 @@ impl PlanArgs {
             (None, None) => return Err(Error::PlanNeedsPrompt),
         };
         let Some((&last, before)) = prompt.split_last() else { return Err(Error::NoTokens) };
-        let (engine, sparsity) = self.sparsity.load(console, checkpoint, engine)?;
+        let (engine, sparsity, _) = self.sparsity.load(console, checkpoint, engine)?;
         let mut session = engine.session(SessionOptions::default())?;
         session.set_sparsity(sparsity)?;
         let heeded = console.heed_interrupts();

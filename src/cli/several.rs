@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::accounting::Accounting;
 use super::console::Console;
+use super::policy::BudgetReport;
 use super::sparsity::SparsitySource;
 use crate::generate::{BatchStep, Completion, CompletionOptions, Engine, Session, SessionOptions, StopReason, Timing};
 use crate::sparsity::Kept;
@@ -18,6 +19,8 @@ struct Report<'a> {
     model: &'a str,
     /// Most sequences that were decoded together.
     batch: usize,
+    /// `heads`, `neurons`, `scope`, `chosen` and `warning`, of every sequence; `null` if all units were kept.
+    budget: Option<&'a BudgetReport>,
     /// One per prompt, in order; fewer if the user interrupted it.
     sequences: &'a [Sequence],
     /// Prompt tokens per second.
@@ -168,6 +171,7 @@ impl Several<'_> {
         Report {
             model: self.engine.location(),
             batch: self.batch,
+            budget: self.sparsity.as_ref().and_then(|source| source.budget.as_ref()),
             sequences,
             prefill_tokens_per_second: total.prompt_tokens as f64 / total.prompt_seconds,
             decode_tokens_per_second: decoded.map(|tokens| tokens / total.decode_seconds),

@@ -7,7 +7,7 @@ use shadowllm_weights::{Checkpoint, PackedCheckpoint};
 
 use super::console::Console;
 use super::gate::GateArgs;
-use super::policy::{PolicyArgs, PolicyName};
+use super::policy::{BudgetReport, LoadedPolicy, PolicyArgs, PolicyName};
 use crate::Result;
 use crate::eval::PolicyMaker;
 use crate::generate::{Engine, Prompts, Sparsity};
@@ -55,16 +55,17 @@ impl SparsityArgs {
         self.policy.is_some() || self.gate.is_given()
     }
 
-    /// The engine to run on and what a session is to do there; see [`SparsityArgs::open`].
+    /// The engine to run on, what a session is to do there, and the budget; see [`SparsityArgs::open`].
     pub(super) fn load(
         &self,
         console: &Console,
         checkpoint: Checkpoint,
         engine: Engine,
-    ) -> Result<(Engine, Option<Sparsity>)> {
+    ) -> Result<(Engine, Option<Sparsity>, Option<BudgetReport>)> {
         let (engine, source) = self.open(console, checkpoint, engine)?;
-        let sparsity = source.map(|source| source.sparsity(0, &engine)).transpose()?;
-        Ok((engine, sparsity))
+        let Some(source) = source else { return Ok((engine, None, None)) };
+        let sparsity = source.sparsity(0, &engine)?;
+        Ok((engine, Some(sparsity), source.budget))
     }
 
     /// The engine to run on and what makes the sparsity of sessions there. With a policy that is an engine over packed weights, which
@@ -79,7 +80,10 @@ impl SparsityArgs {
         let gate = self.gate.load(&engine)?;
         let Some(name) = self.policy.or(gate.as_ref().map(|_| PolicyName::Dense)) else { return Ok((engine, None)) };
         // A file that does not fit is to be known before anything is packed.
-        let policies = self.units.maker(name, &engine)?;
+        let LoadedPolicy { maker: policies, budget } = self.units.load(name, &engine)?;
+        if let Some(budget) = &budget {
+            budget.note(console);
+        }
         let packed = PackedCheckpoint::open_or_pack(&checkpoint, &console.bytes_progress())?;
         let (engine, packed) = (engine.over(&packed)?, Arc::new(PackedModel::load(&packed)?));
         let options = SparseOptions { relu_skip: !self.no_relu_skip, ..SparseOptions::default() };
@@ -87,7 +91,7 @@ impl SparsityArgs {
             Prefill::Dense => Prompts::Dense,
             Prefill::Sparse => Prompts::Sparse,
         };
-        Ok((engine, Some(SparsitySource { packed, policies, refresh: self.refresh, prompts, options, gate })))
+        Ok((engine, Some(SparsitySource { packed, policies, budget, refresh: self.refresh, prompts, options, gate })))
     }
 }
 
@@ -95,6 +99,8 @@ impl SparsityArgs {
 pub(super) struct SparsitySource {
     packed: Arc<PackedModel>,
     policies: PolicyMaker,
+    /// `None`: everything is kept.
+    pub(super) budget: Option<BudgetReport>,
     refresh: Refresh,
     prompts: Prompts,
     options: SparseOptions,

@@ -2,20 +2,25 @@
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use super::console::{Console, Heeded};
 use super::options::ModelArgs;
+use super::policy::open_predictor;
 use super::samples::SampleArgs;
+use super::validate::{measure, table, write};
+use crate::eval::KEPT;
+use crate::generate::Engine;
 use crate::learn::SampleSource;
 use crate::learn::trace::{TextSource, TraceSource};
 use crate::learn::train::{
-    Factors, FileSize, Judgement, Loss, Preset, TrainEvent, TrainOptions, TrainReport, Width, train,
+    Exported, Factors, FileSize, Judgement, Loss, Preset, TrainEvent, TrainOptions, TrainReport, Width, train,
 };
 use crate::sparsity::ModelIdentity;
-use crate::sparsity::predictor::WeightFormat;
+use crate::sparsity::predictor::{Validation, WeightFormat};
 use crate::{Error, Result};
 
 /// Train a predictor of the units that each token needs.
@@ -117,6 +122,11 @@ pub(super) struct Train {
     #[arg(long, value_name = "FORMAT", value_enum, default_value_t)]
     format: Format,
 
+    /// Do not measure afterwards, on documents that were held out, what the predictor costs in perplexity; `shadowllm validate` does
+    /// it later.
+    #[arg(long)]
+    no_validate: bool,
+
     /// Print one JSON document.
     #[arg(long)]
     json: bool,
@@ -164,6 +174,8 @@ struct Report<'a> {
     neurons: &'a Option<Judgement>,
     /// The networks after every portion of the text.
     history: &'a [TrainReport],
+    /// What it costs on text that was held out, per budget; empty if that was not measured.
+    validated: &'a [Validation],
 }
 
 const GRADIENTS_BAR: &str = "measuring gradients [{bar:30}] {pos}/{len} tokens, {eta} left";
@@ -180,6 +192,7 @@ impl Train {
         let engine = self.model.fast_engine_of(&self.model.checkpoint(console)?)?;
         let heeded = console.heed_interrupts();
         let (mut from_text, mut from_trace);
+        let mut held_out = Vec::new();
         let (source, factors): (&mut dyn SampleSource, _) = match &self.trace {
             Some(directory) => {
                 from_trace = TraceSource::open(directory, &ModelIdentity::of(engine.model()))?;
@@ -187,6 +200,9 @@ impl Train {
             }
             None => {
                 from_text = self.samples.source(&engine, &self.preset.samples(engine.config().layers))?;
+                if !self.no_validate {
+                    held_out = held_out_texts(&from_text, &options);
+                }
                 let factors = factors(console, &heeded, &from_text, &options)?;
                 (&mut from_text, factors)
             }
@@ -223,11 +239,15 @@ impl Train {
         }
         let trained = result?;
         let rate = (rows[1].unwrap_or(0) - rows[0].unwrap_or(0)) as f64 / start.elapsed().as_secs_f64();
-        let exported = trained.write(engine.cpu(), &self.out, engine.config(), self.format.into())?;
+        let mut exported = trained.write(engine.cpu(), &self.out, engine.config(), self.format.into())?;
         // Of no use any more; left behind it would only be in the way of the next run.
         let _ = std::fs::remove_file(&state);
+        let whole = self.validate(console, &heeded, &engine, &held_out, &mut exported);
+        if !matches!(whole, Ok(()) | Err(Error::Interrupted)) {
+            return whole;
+        }
         if self.json {
-            return console.json(&Report {
+            console.json(&Report {
                 model: engine.location(),
                 out: &self.out,
                 bytes: exported.bytes,
@@ -238,7 +258,9 @@ impl Train {
                 heads: &exported.heads,
                 neurons: &exported.neurons,
                 history: trained.history(),
-            });
+                validated: &exported.info.validated,
+            })?;
+            return whole;
         }
         let judgements = [("neurons", &exported.neurons), ("heads", &exported.heads)];
         let judgements: Vec<String> =
@@ -250,7 +272,44 @@ impl Train {
             exported.info.training.tokens,
             exported.info.training.data,
             judgements.join("\n"),
-        ))
+        ))?;
+        if let Some(first) = exported.info.validated.first() {
+            console.line(&format!("perplexity on {} tokens of {}", first.tokens, first.data))?;
+            table(&exported.info.validated).iter().try_for_each(|line| console.line(line))?;
+        }
+        whole
+    }
+
+    /// Measures the predictor that was written on texts that were held out, and writes what it costs into its file.
+    fn validate(
+        &self,
+        console: &Console,
+        heeded: &Heeded,
+        engine: &Engine,
+        texts: &[Vec<u32>],
+        exported: &mut Exported,
+    ) -> Result<()> {
+        if texts.is_empty() {
+            if !self.no_validate {
+                console
+                    .note("without text the predictor was not validated; `shadowllm validate` measures what it costs");
+            }
+            return Ok(());
+        }
+        let predictor = Arc::new(open_predictor(&self.out, engine)?);
+        let texts: Vec<&[u32]> = texts.iter().map(Vec::as_slice).collect();
+        let data = format!("what was held out of {}", exported.info.training.data);
+        let measured = measure(console, heeded, engine, &predictor, &texts, &KEPT, &data);
+        if matches!(measured, Err(Error::Interrupted)) {
+            let path = self.out.display();
+            console.note(&format!(
+                "{path} is complete but was not validated; `shadowllm validate` measures what it costs"
+            ));
+        }
+        let validated = measured?;
+        exported.bytes = write(&self.out, &self.out, &validated)?;
+        exported.info.validated = validated;
+        Ok(())
     }
 
     /// The preset's settings under those given.
@@ -305,6 +364,32 @@ fn factors(
     let factors = Factors::saliency(source, &wanted, options.gradient_tokens, options.head_gradients, &mut hear);
     bar.finish_and_clear();
     factors.map(Some)
+}
+
+/// Tokens of held-out text, at most, that a predictor is measured on.
+const VALIDATED: usize = 4096;
+
+/// The beginnings of the documents that are held out, a window of each in turn, then the next, up to [`VALIDATED`] tokens.
+fn held_out_texts(source: &TextSource<'_>, options: &TrainOptions) -> Vec<Vec<u32>> {
+    let split = options.split();
+    let documents: Vec<Vec<&[u32]>> = (0..)
+        .zip(source.documents())
+        .filter(|&(number, _)| split.holds_out(number))
+        .map(|(_, document)| document.tokens.chunks(source.window()).filter(|window| window.len() > 1).collect())
+        .collect();
+    let rounds = documents.iter().map(Vec::len).max().unwrap_or(0);
+    let windows = (0..rounds).flat_map(|round| documents.iter().filter_map(move |windows| windows.get(round)));
+    let mut left = VALIDATED;
+    let mut texts = Vec::new();
+    for window in windows {
+        let taken = &window[..window.len().min(left)];
+        if taken.len() < 2 {
+            break;
+        }
+        left -= taken.len();
+        texts.push(taken.to_vec());
+    }
+    texts
 }
 
 /// Where the state of a run is that writes `out`.

@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | the dense model on a text | [`perplexity`] |
 //! | a policy on a text | [`Masked`] and [`perplexity_masked`] |
+//! | what a predictor costs at several budgets, for its file | [`validate_predictor`] |
 //! | multiple-choice tasks, dense or under a policy | [`tasks`] |
 //! | many policies at many budgets | [`sweep`] |
 //! | the same, to look at | [`report`] |
@@ -17,12 +18,15 @@ mod plan_picture;
 pub mod report;
 pub mod sweep;
 pub mod tasks;
+mod validation;
 
 pub use likelihood::{Likelihood, log_likelihood};
 pub use masked::{
     Chooser, Decision, EachLogits, EachPass, Importance, Job, Masked, MaskedText, Masking, PolicyMaker, PolicySource,
 };
 pub use perplexity::{
-    Perplexity, WindowNll, Windows, perplexity, perplexity_masked, perplexity_observed, perplexity_with,
+    Perplexity, WindowNll, Windows, perplexity, perplexity_masked, perplexity_observed, perplexity_of_texts,
+    perplexity_with,
 };
 pub use plan_picture::plan_picture;
+pub use validation::{KEPT, ValidationProgress, validate_predictor};

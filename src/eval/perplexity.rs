@@ -107,7 +107,8 @@ pub fn perplexity_with(
 ) -> Result<Perplexity> {
     let mut session =
         engine.session(SessionOptions { context: Some(windows.size.min(engine.config().max_positions)) })?;
-    over_windows(engine, tokens, windows, progress, &mut |_, window, each| {
+    let cut = windows.cut(tokens, engine.config().max_positions)?;
+    over_texts(engine, &cut, progress, &mut |_, window, each| {
         session.truncate(0);
         session.score_with(window, 0, probe, each)
     })
@@ -123,25 +124,37 @@ pub fn perplexity_masked(
     windows: Windows,
     progress: &mut dyn FnMut(&Perplexity) -> ControlFlow<()>,
 ) -> Result<Perplexity> {
-    perplexity_observed(masked, tokens, windows, &mut |_, _, _| (), progress)
+    let cut = windows.cut(tokens, masked.engine().config().max_positions)?;
+    perplexity_of_texts(masked, &cut, progress)
 }
 
-/// [`perplexity_masked`], which also shows the plans of every pass: the number of the window, the tokens of it that the rows are,
+/// As [`perplexity_masked`], over texts of at least 2 tokens that may differ in length.
+///
+/// # Errors
+/// As there; [`Error::ContextFull`] for a text that does not fit.
+pub fn perplexity_of_texts(
+    masked: &mut Masked,
+    texts: &[&[u32]],
+    progress: &mut dyn FnMut(&Perplexity) -> ControlFlow<()>,
+) -> Result<Perplexity> {
+    perplexity_observed(masked, texts, &mut |_, _, _| (), progress)
+}
+
+/// [`perplexity_of_texts`], which also shows the plans of every pass: the number of the text, the tokens of it that the rows are,
 /// and the plans.
 ///
 /// # Errors
-/// As [`perplexity_masked`].
+/// As [`perplexity_of_texts`].
 pub fn perplexity_observed(
     masked: &mut Masked,
-    tokens: &[u32],
-    windows: Windows,
+    texts: &[&[u32]],
     observe: &mut dyn FnMut(usize, Range<usize>, &PlanMasks),
     progress: &mut dyn FnMut(&Perplexity) -> ControlFlow<()>,
 ) -> Result<Perplexity> {
     let engine = masked.engine().clone();
-    over_windows(&engine, tokens, windows, progress, &mut |number, window, each| {
-        let mut text = masked.text(number as u64, window.len())?;
-        let jobs = &mut [Job { text: &mut text, tokens: window, from: 0 }];
+    over_texts(&engine, texts, progress, &mut |number, tokens, each| {
+        let mut text = masked.text(number as u64, tokens.len())?;
+        let jobs = &mut [Job { text: &mut text, tokens, from: 0 }];
         let passed = &mut |parts: &[(usize, Range<usize>)], masks: &PlanMasks| {
             parts.iter().for_each(|(_, range)| observe(number, range.clone(), masks));
         };
@@ -155,17 +168,15 @@ type Each<'a> = &'a mut (dyn FnMut(usize, &[f32]) -> ControlFlow<()> + Send);
 /// Runs the window of a number and calls the last argument for all its tokens.
 type Score<'a> = dyn FnMut(usize, &[u32], Each<'_>) -> Result<()> + 'a;
 
-/// Scores window by window.
-fn over_windows(
+/// Scores text by text.
+fn over_texts(
     engine: &Engine,
-    tokens: &[u32],
-    windows: Windows,
+    texts: &[&[u32]],
     progress: &mut dyn FnMut(&Perplexity) -> ControlFlow<()>,
     score: &mut Score<'_>,
 ) -> Result<Perplexity> {
-    let cut = windows.cut(tokens, engine.config().max_positions)?;
-    let mut done = Vec::with_capacity(cut.len());
-    for (number, window) in cut.into_iter().enumerate() {
+    let mut done = Vec::with_capacity(texts.len());
+    for (number, &window) in texts.iter().enumerate() {
         let mut nll = 0.0;
         score(number, window, &mut |index, logits| {
             if let Some(&next) = window.get(index + 1) {

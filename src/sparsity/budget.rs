@@ -123,6 +123,12 @@ impl Budget {
         self.heads == 1.0 && self.neurons == 1.0
     }
 
+    /// Heads and neurons that a layer keeps of a budget of scope local.
+    pub(crate) fn counts(&self, units: Units) -> [usize; 2] {
+        let local = Budget { scope: Scope::Local, ..*self };
+        [local.heads_of(units, 1).each, local.neurons_of(units, 1).each]
+    }
+
     /// What it allows for heads in `layers` layers.
     pub(super) fn heads_of(&self, units: Units, layers: usize) -> Allowance {
         self.allowance(self.heads, units.heads, layers, 1)

@@ -60,6 +60,7 @@ pub(crate) fn info() -> PredictorInfo {
         validated: vec![Validation {
             budget: Budget { heads: 0.5, neurons: 0.7, scope: Scope::Global },
             data: "a text".to_owned(),
+            tokens: 511,
             perplexity_dense: 10.5,
             perplexity_sparse: 11.25,
             heads: Some(Ranking { recall: 0.75, recall_of_mean: 0.5, spearman: 0.5, spearman_of_mean: 0.25 }),

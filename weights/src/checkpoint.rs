@@ -90,6 +90,21 @@ impl Checkpoint {
         }
     }
 
+    /// The predictor file for the model that is compiled into the library: which of its heads and neurons a token needs.
+    ///
+    /// # Errors
+    /// [`Error::NoEmbeddedModel`] without the feature `embedded-model`.
+    pub fn embedded_predictor() -> Result<&'static [u8]> {
+        #[cfg(feature = "embedded-model")]
+        {
+            Ok(crate::embedded::PREDICTOR)
+        }
+        #[cfg(not(feature = "embedded-model"))]
+        {
+            Err(Error::NoEmbeddedModel)
+        }
+    }
+
     /// A checkpoint of tensors made in memory, for tests and for tools that make models.
     pub fn from_tensors(config: ModelConfig, tensors: impl IntoIterator<Item = (String, TensorData)>) -> Self {
         let mut all = Tensors::default();

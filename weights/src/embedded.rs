@@ -12,6 +12,8 @@ pub(crate) const LOCATION: &str = "embedded:tiny-opt";
 pub(crate) const CONFIG: &[u8] = include_bytes!("../embedded/tiny-opt/config.json");
 /// `generation_config.json`.
 pub(crate) const GENERATION_CONFIG: &[u8] = include_bytes!("../embedded/tiny-opt/generation_config.json");
+/// A predictor for the model.
+pub(crate) const PREDICTOR: &[u8] = include_bytes!("../embedded/tiny-opt/predictor.safetensors");
 const TOKENIZER: &[u8] = include_bytes!("../embedded/tiny-opt/tokenizer.json");
 
 /// `model.safetensors`, 64-byte aligned.

@@ -8,10 +8,10 @@ use serde::Serialize;
 use crate::Result;
 use crate::cli::console::Console;
 use crate::cli::gate::{GateArgs, GateReport};
-use crate::cli::policy::{PolicyArgs, PolicyName};
+use crate::cli::policy::{BudgetReport, PolicyArgs, PolicyName};
 use crate::eval::{Chooser, Decision, Importance, Masked, Masking};
 use crate::generate::Engine;
-use crate::sparsity::{Budget, GateSkip, Kept};
+use crate::sparsity::{GateSkip, Kept};
 
 /// Which units the tokens of a text keep.
 #[derive(Clone, Debug, Args)]
@@ -47,24 +47,32 @@ pub(super) struct MaskingArgs {
 pub(super) struct Loaded {
     pub(super) masked: Masked,
     /// `None`: every token is dense.
-    budget: Option<Budget>,
+    budget: Option<BudgetReport>,
     oracle: Option<Importance>,
     skip: Option<Arc<GateSkip>>,
 }
 
 impl MaskingArgs {
-    /// Reads the files that are needed.
-    pub(super) fn load(&self, engine: &Engine) -> Result<Loaded> {
+    /// Reads the files that are needed, and says what budget was chosen.
+    pub(super) fn load(&self, console: &Console, engine: &Engine) -> Result<Loaded> {
         let skip = self.gate.load(engine)?;
         let name = self.policy.unwrap_or(PolicyName::Dense);
         let oracle = (name == PolicyName::Oracle).then_some(self.oracle);
-        let chooser = match oracle {
-            Some(importance) => Chooser::Oracle { importance, budget: self.units.budget()? },
-            None => Chooser::Policy(self.units.maker(name, engine)?),
+        let (chooser, budget) = match oracle {
+            Some(importance) => {
+                let budget = self.units.budget(name)?;
+                (Chooser::Oracle { importance, budget }, Some(BudgetReport::given(budget)))
+            }
+            None => {
+                let loaded = self.units.load(name, engine)?;
+                (Chooser::Policy(loaded.maker), loaded.budget)
+            }
         };
+        if let Some(budget) = &budget {
+            budget.note(console);
+        }
         let dense_prefix = self.dense_prefix.unwrap_or(usize::from(skip.is_some()));
         let masking = Masking { decision: self.decision, dense_prefix, gate: skip.clone() };
-        let budget = if name == PolicyName::Dense { None } else { Some(self.units.budget()?) };
         Ok(Loaded { masked: Masked::new(engine, chooser, masking)?, budget, oracle, skip })
     }
 }
@@ -72,16 +80,16 @@ impl MaskingArgs {
 impl Loaded {
     /// Whether nothing is set to zero.
     pub(super) fn is_dense(&self) -> bool {
-        self.budget.is_none_or(|budget| budget.is_dense()) && self.skip.is_none()
+        self.budget.as_ref().is_none_or(|report| report.budget.is_dense()) && self.skip.is_none()
     }
 
     /// What was done so far.
     pub(super) fn report(&self) -> MaskingReport {
         let masked = &self.masked;
-        let decision = self.budget.map(|_| masked.decision());
+        let decision = self.budget.as_ref().map(|_| masked.decision());
         MaskingReport {
             policy: masked.policy(),
-            budget: self.budget,
+            budget: self.budget.clone(),
             oracle: self.oracle,
             kept: masked.kept(),
             decision,
@@ -97,8 +105,8 @@ impl Loaded {
 pub(super) struct MaskingReport {
     /// Who chose the units.
     policy: &'static str,
-    /// `heads`, `neurons` and `scope`; `null` if all units were kept.
-    budget: Option<Budget>,
+    /// `heads`, `neurons`, `scope`, `chosen` and `warning`; `null` if all units were kept.
+    budget: Option<BudgetReport>,
     /// By what the oracle ranked units; `null` for other policies.
     oracle: Option<Importance>,
     /// Units kept / units, over all layers and the tokens that were decided.
@@ -128,7 +136,7 @@ impl MaskingReport {
 
     /// One line; `None` if all units were kept.
     pub(super) fn line(&self) -> Option<String> {
-        let (budget, decision) = (self.budget?, self.decision?);
+        let (budget, decision) = (self.budget.as_ref()?.budget, self.decision?);
         let causal = if decision == Decision::Sequence { " (not causal)" } else { "" };
         let prefix = match self.dense_prefix {
             0 => String::new(),

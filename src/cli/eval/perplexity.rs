@@ -116,7 +116,7 @@ impl PerplexityCommand {
         };
         let size = self.window.unwrap_or_else(|| engine.config().max_positions.min(1024));
         let windows = Windows { size, count: self.windows };
-        let mut loaded = self.masking.load(&engine)?;
+        let mut loaded = self.masking.load(console, &engine)?;
         let count = windows.cut(&tokens, engine.config().max_positions)?.len();
         let heeded = console.heed_interrupts();
         let dense = |what| {

@@ -97,7 +97,7 @@ impl TasksCommand {
         let engine = self.model.engine(console)?;
         // All files are read before the first is scored: a mistake in the last shows at once.
         let tasks = self.tasks.iter().map(|file| self.prepare(&engine, file)).collect::<Result<Vec<_>>>()?;
-        let mut loaded = self.masking.load(&engine)?;
+        let mut loaded = self.masking.load(console, &engine)?;
         let heeded = console.heed_interrupts();
         let start = Instant::now();
         let mut results = Vec::new();

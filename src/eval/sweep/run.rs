@@ -11,9 +11,9 @@ use super::speed::speed;
 use super::store::Store;
 use super::truth::Truth;
 use crate::eval::tasks::{Prepared, TaskResult, likelihoods};
-use crate::eval::{Decision, Masked, Masking, PolicySource, Windows, perplexity, perplexity_observed};
+use crate::eval::{Chooser, Decision, Masked, Masking, PolicySource, Windows, perplexity, perplexity_observed};
 use crate::generate::Engine;
-use crate::sparsity::{Budget, ModelIdentity, Scope, Units, digest};
+use crate::sparsity::{Budget, ModelIdentity, PlanMasks, Scope, Units, digest};
 use crate::{Error, Result};
 
 /// Everything that is to be measured.
@@ -283,14 +283,14 @@ impl Sweep<'_> {
         let truth = truth.as_ref().filter(|(of, _)| *of == budget).map(|(_, truth)| truth);
         let mut masked = self.masked(place)?;
         let mut stats = PlanStats::new(units, records, truth, prefix);
-        let observe = &mut |window, range, masks: &crate::sparsity::PlanMasks| stats.add(window, range, masks);
-        let found = perplexity_observed(&mut masked, self.tokens, self.windows, observe, &mut |so_far| {
-            tell(so_far.windows.len(), windows.len())
-        })?;
+        let observe = &mut |window, range, masks: &PlanMasks| stats.add(window, range, masks);
+        let cut = self.windows.cut(self.tokens, self.engine.config().max_positions)?;
+        let found =
+            perplexity_observed(&mut masked, &cut, observe, &mut |so_far| tell(so_far.windows.len(), windows.len()))?;
         let policy = self.policies[place.policy].source.chooser(budget, engine.config())?;
         let decision_bytes = match policy {
-            crate::eval::Chooser::Policy(make) => make(0)?.bytes_per_decision(),
-            crate::eval::Chooser::Oracle { .. } => 0,
+            Chooser::Policy(make) => make(0)?.bytes_per_decision(),
+            Chooser::Oracle { .. } => 0,
         };
         let dense = store.results().dense.perplexity.unwrap_or(found.perplexity);
         let kept = masked.kept();

@@ -35,6 +35,7 @@ pub struct TextSource<'a> {
     importance: Importance,
     info: SampleInfo,
     documents: Vec<Document>,
+    window: usize,
     windows: Windows,
     cache: KvCache,
     workspace: Workspace,
@@ -109,7 +110,17 @@ impl<'a> TextSource<'a> {
             data: options.data.clone(),
         };
         let (cache, workspace, work) = (KvCache::new(config, window), Workspace::default(), BackwardWorkspace::new());
-        Ok(TextSource { cpu, model, importance, info, documents, windows, cache, workspace, work })
+        Ok(TextSource { cpu, model, importance, info, documents, window, windows, cache, workspace, work })
+    }
+
+    /// The documents that it reads.
+    pub fn documents(&self) -> &[Document] {
+        &self.documents
+    }
+
+    /// Tokens of a window, the last one of a document excepted.
+    pub fn window(&self) -> usize {
+        self.window
     }
 
     /// What it computes with.

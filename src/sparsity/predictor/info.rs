@@ -31,7 +31,8 @@ pub struct PredictorInfo {
     pub criterion: String,
     /// Data, seed and length of the training.
     pub training: Training,
-    /// Where it was tried, best known budget first. May be empty: then nothing is known of its quality.
+    /// Where it was tried: fewer and fewer heads, then neurons, then both at the same fraction. May be empty: then nothing is
+    /// known of its quality.
     #[serde(default)]
     pub validated: Vec<Validation>,
 }
@@ -127,14 +128,38 @@ pub struct Validation {
     pub budget: Budget,
     /// The text, in words.
     pub data: String,
+    /// Tokens of it that were scored; 0 if a program did not say.
+    #[serde(default)]
+    pub tokens: u64,
     /// Perplexity of the dense model.
     pub perplexity_dense: f64,
     /// Perplexity with this predictor at this budget.
     pub perplexity_sparse: f64,
     /// How well it ranks heads.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub heads: Option<Ranking>,
     /// How well it ranks neurons.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub neurons: Option<Ranking>,
+}
+
+impl Validation {
+    /// Perplexity over that of the dense model.
+    pub fn ratio(&self) -> f64 {
+        self.perplexity_sparse / self.perplexity_dense
+    }
+
+    fn validate(&self) -> Result<()> {
+        self.budget.validate()?;
+        let ratio = self.ratio();
+        if !(self.perplexity_dense > 0.0 && ratio > 0.0 && ratio.is_finite()) {
+            return Err(wrong(format!(
+                "a validation has perplexity {} dense and {} sparse; expected numbers over 0",
+                self.perplexity_dense, self.perplexity_sparse
+            )));
+        }
+        Ok(())
+    }
 }
 
 /// How well units are ranked, averaged over tokens and layers; beside it what the mean of the training targets gets, because
@@ -165,7 +190,7 @@ impl PredictorInfo {
     /// Reads the value of [`KEY`].
     ///
     /// # Errors
-    /// [`Error::FileMetadata`]; [`Error::PredictorVersion`], which is looked at first: another version may have other fields.
+    /// [`Error::FileMetadata`], [`Error::BudgetFraction`]; [`Error::PredictorVersion`], which is looked at first: another version may have other fields.
     pub(super) fn from_json(json: &str) -> Result<Self> {
         #[derive(Deserialize)]
         struct Version {
@@ -175,7 +200,9 @@ impl PredictorInfo {
         if version != u64::from(VERSION) {
             return Err(Error::PredictorVersion { found: version, expected: VERSION });
         }
-        serde_json::from_str(json).map_err(|e| wrong(e.to_string()))
+        let info: PredictorInfo = serde_json::from_str(json).map_err(|e| wrong(e.to_string()))?;
+        info.validated.iter().try_for_each(Validation::validate)?;
+        Ok(info)
     }
 
     /// Checks the stations against a model of `layers` layers.

@@ -21,9 +21,12 @@
 //! Weights are F32, F16, BF16, or I8 with `.scale` (F32, one per row) beside `.weight`; `.bias` (F32, one per row) may be there.
 //! Heads or neurons may be missing, at all stations alike; a policy then keeps them all.
 
+mod choice;
+mod curve;
 mod info;
 mod normalize;
 mod read;
+mod revise;
 mod synthetic;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
@@ -33,9 +36,12 @@ mod write;
 
 use std::ops::Range;
 
+pub use choice::{Choice, UnitCosts, parse_max_increase};
+pub use curve::{Curves, Unvalidated};
 pub use info::{
     HiddenActivation, Normalization, PredictorInfo, PredictorInput, Ranking, Training, TrainingRun, Validation,
 };
+pub use revise::with_validation;
 pub use synthetic::{constant_predictor, random_predictor};
 pub use write::{LayerWeights, NetworkWeights, StationWeights, WeightFormat, write_predictor};
 

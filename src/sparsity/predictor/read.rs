@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use safetensors::Dtype;
-use shadowllm_weights::ModelConfig;
+use shadowllm_weights::{Checkpoint, ModelConfig};
 
 use super::info::KEY;
 use super::normalize::Standard;
@@ -33,6 +33,14 @@ impl Predictor {
     /// As there, but for those of reading.
     pub fn from_bytes(bytes: &[u8], config: &ModelConfig, model: &ModelIdentity) -> Result<Self> {
         Self::of(&File::from_bytes(bytes)?, config, model)
+    }
+
+    /// The predictor that is compiled into the library with the embedded model.
+    ///
+    /// # Errors
+    /// As [`Predictor::from_bytes`], [`Error::OtherModel`] foremost; [`Error::Weights`] if the build has no embedded model.
+    pub fn embedded(config: &ModelConfig, model: &ModelIdentity) -> Result<Self> {
+        Self::from_bytes(Checkpoint::embedded_predictor()?, config, model)
     }
 
     fn of(file: &File, config: &ModelConfig, model: &ModelIdentity) -> Result<Self> {
