@@ -6,10 +6,10 @@ use super::axis::{Axis, number};
 use crate::eval::markup::escaped;
 
 /// Size of a chart, and of the space around its plot, in pixels.
-const WIDTH: f64 = 420.0;
-const HEIGHT: f64 = 300.0;
+const WIDTH: f64 = 368.0;
+const HEIGHT: f64 = 280.0;
 const LEFT: f64 = 62.0;
-const RIGHT: f64 = 16.0;
+const RIGHT: f64 = 22.0;
 const TOP: f64 = 34.0;
 const BOTTOM: f64 = 46.0;
 
@@ -126,16 +126,13 @@ impl Chart {
         self.lines.iter().for_each(|line| self.draw_line(&mut out, line));
         if let Some((x, y, name)) = &self.mark {
             let (px, py, name) = (self.x(*x), self.y(*y), escaped(name));
-            let (anchor, at) = if px > WIDTH / 2.0 { ("end", px - 9.0) } else { ("start", px + 9.0) };
             let _ = writeln!(
                 out,
-                "<path class=\"mark\" d=\"M{:.1} {:.1}l10 10m0 -10l-10 10\"><title>{name}: {}, {}</title></path>\
-                 <text class=\"mark-name\" x=\"{at:.1}\" y=\"{:.1}\" text-anchor=\"{anchor}\">{name}</text>",
+                "<path class=\"mark\" d=\"M{:.1} {:.1}l10 10m0 -10l-10 10\"><title>{name}: {}, {}</title></path>",
                 px - 5.0,
                 py - 5.0,
                 number(*x),
                 number(*y),
-                py - 7.0,
             );
         }
         out.push_str("</svg>\n");

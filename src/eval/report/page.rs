@@ -21,7 +21,7 @@ figure{margin:8px 0}figcaption{color:var(--faint);font-size:13px}\
 svg text{font-size:12px;fill:var(--faint)}svg .name{font-size:14px;font-weight:600;fill:var(--ink)}\
 .grid{stroke:var(--rule);stroke-width:1;fill:none}.line{fill:none;stroke-width:2;stroke:var(--c)}.point{fill:var(--c)}\
 .dashed{stroke-dasharray:5 4}.level{stroke:var(--ink);stroke-width:1.5;stroke-dasharray:2 3;fill:none}\
-.mark{stroke:var(--ink);stroke-width:2.2;fill:none}svg .mark-name{fill:var(--ink)}\
+.mark{stroke:var(--ink);stroke-width:2.2;fill:none}\
 .s0{--c:var(--c0)}.s1{--c:var(--c1)}.s2{--c:var(--c2)}.s3{--c:var(--c3)}.s4{--c:var(--c4)}.s5{--c:var(--c5)}.s6{--c:var(--c6)}\
 .s7{--c:var(--c7)}.never{fill:var(--cell)}.always{fill:var(--c7)}.some{fill:var(--c0)}\
 .scroll{overflow-x:auto}table{border-collapse:collapse;font-size:13px;font-variant-numeric:tabular-nums;margin:8px 0}\

@@ -326,10 +326,12 @@ fn widths(page: &mut Page, results: &SweepResults) {
         }
         lines.iter_mut().for_each(|line| line.points.sort_by(|a, b| a.0.total_cmp(&b.0)));
         let points = || lines.iter().flat_map(|line| line.points.iter().copied());
-        if points().next().is_some() {
+        if let Some((first, _)) = points().next() {
+            // A single width has nothing beside it but zero.
+            let alone = points().all(|point| point.0 == first);
             let chart = Chart {
                 title: title(kinds).to_owned(),
-                x: Axis::of("hidden units", points().map(|p| p.0)),
+                x: Axis::of("hidden units", points().map(|p| p.0).chain(alone.then_some(0.0))),
                 y: Axis::of("perplexity / dense", points().map(|p| p.1).chain([1.0])),
                 level: Some((1.0, "dense".to_owned())),
                 mark: None,

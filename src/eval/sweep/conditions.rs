@@ -86,7 +86,9 @@ impl Conditions {
         let fields = |conditions| fields(conditions).map_err(|error| Error::SweepFile { reason: error.to_string() });
         let (was, is) = (fields(self)?, fields(other)?);
         // Where the model lies does not matter, only which it is.
-        let different = was.iter().find(|(key, value)| *key != "model" && is.get(*key) != Some(value));
+        let different = was.iter().filter(|(key, value)| *key != "model" && is.get(*key) != Some(value));
+        // A fingerprint says less than whatever else has changed.
+        let different = different.min_by_key(|(key, _)| key.ends_with("digest"));
         Ok(different.map(|(key, value)| {
             let now = is.get(key).map_or_else(|| "missing".to_owned(), ToString::to_string);
             format!("{key} was {value} and is {now}")
