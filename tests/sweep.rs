@@ -46,7 +46,7 @@ fn assert_well_formed(html: &str) {
         assert!(!rest[..at].contains('>'), "a stray > before {}", &rest[at..][..rest.len().min(at + 60) - at]);
         let end = at + rest[at..].find('>').expect("a tag without end");
         let tag = &rest[at + 1..end];
-        assert!(!tag.contains('<') && tag.matches('"').count() % 2 == 0, "{tag}");
+        assert!(!tag.contains('<') && tag.matches('"').count().is_multiple_of(2), "{tag}");
         let name = tag.split([' ', '\n']).next().unwrap();
         if let Some(name) = name.strip_prefix('/') {
             assert_eq!(open.pop(), Some(name));

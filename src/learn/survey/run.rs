@@ -197,6 +197,10 @@ mod tests {
         assert_eq!(combined[2], (101.0 / 2.0 * (0.5 + 1.5)) as f32);
         assert_eq!(combined[3], (101.0 / 2.0 * (1.5 - 0.5)) as f32);
         assert_eq!(combine(&texts[..1], 2), [9.0, 9.0, 1.0, 3.0], "one text is as it is");
-        assert_eq!(combine(&[vec![1.0, 0.0], vec![1.0, 2.0]], 1), [0.75, 1.0], "a text without any score");
+        assert_eq!(
+            combine(&[vec![1.0, 0.0], vec![1.0, 2.0]], 1),
+            [0.75, 0.5],
+            "a text without any score counts as nothing"
+        );
     }
 }

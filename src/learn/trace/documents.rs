@@ -45,7 +45,7 @@ impl Document {
         match self.answer {
             None => self.pieces(window),
             Some(answer) if answer >= len || len < 2 => Vec::new(),
-            Some(_) => vec![len.saturating_sub(window)..len],
+            Some(_) => Vec::from_iter(Some(len.saturating_sub(window)..len)),
         }
     }
 
@@ -210,7 +210,7 @@ mod tests {
         let record = Document::with_answer((0..10).collect(), 7);
         assert_eq!(record.pieces(4), [0..4, 4..8, 8..10]);
         for (window, piece, scored) in [(10, 0..10, 7..10), (12, 0..10, 7..10), (6, 4..10, 3..6), (2, 8..10, 1..2)] {
-            assert_eq!(record.scored_pieces(window), [piece.clone()]);
+            assert_eq!(record.scored_pieces(window), Vec::from_iter(Some(piece.clone())));
             assert_eq!(record.loss(&piece).range(piece.len()).unwrap(), scored);
         }
         let plain = Document::from((0..9).collect::<Vec<_>>());
