@@ -179,7 +179,7 @@ fn a_full_disk_loses_nothing() {
     // Two documents: one to learn from, one that is held out.
     let some = [&text[..], &["--tokens", "6000", "--criterion", "l2norm"]].concat();
     let training =
-        [&["train", "--width", "8", "--held-out", "0.4", "--passes", "1", "--out", &predictor], &some[..]].concat();
+        [&["train", "--width", "8", "--held-out", "0.4", "--no-validate", "--out", &predictor], &some[..]].concat();
     let cases = [
         [&["trace", "--out", &trace], &few[..]].concat(),
         [&["criteria", "--criteria", "magnitude,fisher", "--scores", &scores], &few[..]].concat(),
@@ -231,6 +231,7 @@ fn predictors_of_all_presets_obey_their_size() {
             "l2norm",
             "--size",
             "3%",
+            "--no-validate",
             "--out",
             out.to_str().unwrap(),
             "--json",
