@@ -251,8 +251,8 @@ fn masked_evaluation_is_sparse_decoding() {
             kept += count.neurons;
             active += count.neurons_active;
             let worst = off(&got[at], &want);
-            // A norm over three values that are all but equal divides by next to nothing, the last bits of its input included.
-            let bound = if kind.hidden < 8 { 1e-3 } else { 1e-4 };
+            // A norm over few values that are all but equal divides by next to nothing, the last bits of its input included.
+            let bound = if engine.config().hidden < 8 { 1e-3 } else { 1e-4 };
             if worst >= bound {
                 failed = Some((at, worst));
                 break;
