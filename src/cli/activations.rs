@@ -9,8 +9,9 @@ use indicatif::ProgressBar;
 use serde::Serialize;
 use shadowllm_weights::{DType, ModelConfig, SafetensorsWriter, TensorSpec};
 
-use super::console::{Console, Heeded, read_text};
-use super::options::{ModelArgs, token_id};
+use super::console::{Console, Heeded};
+use super::options::ModelArgs;
+use super::text::TextArgs;
 use crate::learn::{BackwardWorkspace, LayerRecord, LayerVisitor, Loss, LossValue, Reduction, backward};
 use crate::sparsity::ModelIdentity;
 use crate::{Error, Result};
@@ -24,14 +25,8 @@ pub(super) struct Activations {
     #[command(flatten)]
     model: ModelArgs,
 
-    /// Text file (UTF-8), tokenised without special tokens; - for standard input.
-    #[arg(long, value_name = "FILE", required_unless_present = "ids")]
-    text: Option<PathBuf>,
-
-    /// Token ids instead of a text, for models without a tokenizer.
-    #[arg(long, value_name = "ID,ID,...", value_delimiter = ',', value_parser = token_id, allow_negative_numbers = true,
-        conflicts_with = "text")]
-    ids: Option<Vec<u32>>,
+    #[command(flatten)]
+    text: TextArgs,
 
     /// Only the first N tokens of the text.
     #[arg(long, value_name = "N")]
@@ -82,11 +77,7 @@ const BAR: &str = "layers [{bar:30}] {pos}/{len}, {eta} left";
 impl Activations {
     pub(super) fn run(self, console: &mut Console) -> Result<()> {
         let engine = self.model.engine(console)?;
-        let mut tokens = match (&self.ids, &self.text) {
-            (Some(ids), _) => ids.clone(),
-            (None, Some(path)) => engine.tokenizer()?.encode(&read_text(path)?, false)?,
-            (None, None) => Vec::new(),
-        };
+        let mut tokens = self.text.tokens(&engine)?;
         tokens.truncate(self.tokens.unwrap_or(usize::MAX));
         let reduction = if self.mean { Reduction::Mean } else { Reduction::Sum };
         // An answer longer than the text begins at token 0, which the loss then rejects.

@@ -6,8 +6,9 @@ use std::path::PathBuf;
 use clap::Args;
 use serde::Serialize;
 
-use super::console::{Console, read_text};
-use super::options::{ModelArgs, token_id};
+use super::console::Console;
+use super::options::ModelArgs;
+use super::text::TextArgs;
 use crate::Result;
 use crate::sparsity::{GateCalibration, GateStatistic, calibrate_gate};
 
@@ -20,14 +21,8 @@ pub(super) struct CalibrateGate {
     #[command(flatten)]
     model: ModelArgs,
 
-    /// Text file (UTF-8); - for standard input.
-    #[arg(long, value_name = "FILE", required_unless_present = "ids")]
-    text: Option<PathBuf>,
-
-    /// Token ids instead of a text, for models without a tokenizer.
-    #[arg(long, value_name = "ID,ID,...", value_delimiter = ',', value_parser = token_id, allow_negative_numbers = true,
-        conflicts_with = "text")]
-    ids: Option<Vec<u32>>,
+    #[command(flatten)]
+    text: TextArgs,
 
     /// The file to write.
     #[arg(long, value_name = "FILE")]
@@ -75,14 +70,7 @@ const BAR: &str = "calibrating [{bar:30}] {pos}/{len} tokens, {per_sec}, {eta} l
 impl CalibrateGate {
     pub(super) fn run(self, console: &mut Console) -> Result<()> {
         let engine = self.model.engine(console)?;
-        let (mut tokens, data) = match (&self.ids, &self.text) {
-            (Some(ids), _) => (ids.clone(), "token ids".to_owned()),
-            (None, Some(path)) => {
-                let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-                (engine.tokenizer()?.encode(&read_text(path)?, false)?, name)
-            }
-            (None, None) => (Vec::new(), String::new()),
-        };
+        let (mut tokens, data) = (self.text.tokens(&engine)?, self.text.name());
         tokens.truncate(self.tokens);
         let window = self.window.unwrap_or_else(|| engine.config().max_positions.min(512));
         let options = GateCalibration { statistic: self.statistic, window, data };

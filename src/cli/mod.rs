@@ -26,6 +26,7 @@ mod samples;
 mod several;
 mod sparsity;
 mod sweep;
+mod text;
 mod trace;
 mod train;
 mod validate;

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, ValueEnum};
 
 use super::console::read_text;
+use super::text::file_name;
 use crate::eval::tasks::{Request, Shots, encode_answer, read_items, task};
 use crate::generate::Engine;
 use crate::learn::trace::{Document, Importance, Passage, SampleOptions, Text, TextSource, choose_documents};
@@ -101,7 +102,7 @@ impl TextArgs {
         let (tokenizer, config) = (engine.tokenizer()?, engine.config());
         let mut texts = Vec::with_capacity(self.text.len() + self.tasks.len());
         for path in &self.text {
-            texts.push(Text::plain(&name(path), &read_text(path)?)?);
+            texts.push(Text::plain(&file_name(path), &read_text(path)?)?);
         }
         for given in &self.tasks {
             texts.push(self.task(given)?);
@@ -139,7 +140,7 @@ impl TextArgs {
             let (context, answer) = item.requests(&shots.draw()).into_iter().nth(item.gold)?;
             Some(Passage::Answer { context, answer })
         });
-        Text::passages(&self::name(path), passages.collect())
+        Text::passages(&file_name(path), passages.collect())
     }
 }
 
@@ -159,13 +160,5 @@ impl SampleArgs {
         let name = self.criterion.as_deref().unwrap_or(preset.criterion);
         let importance = Importance::of(name, engine.cpu(), engine.model())?;
         TextSource::new(engine.cpu(), engine.model(), importance, documents, &options)
-    }
-}
-
-/// A file's name without its folder.
-fn name(path: &Path) -> String {
-    match path.file_name() {
-        Some(name) if path != Path::new("-") => name.to_string_lossy().into_owned(),
-        _ => "standard input".to_owned(),
     }
 }

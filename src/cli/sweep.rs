@@ -7,11 +7,12 @@ use clap::Args;
 use serde::Serialize;
 use shadowllm_weights::PackedCheckpoint;
 
-use super::console::{Console, read_text};
+use super::console::Console;
 use super::eval::{TaskFile, task_file};
 use super::gate::GateArgs;
-use super::options::{ModelArgs, token_id};
+use super::options::ModelArgs;
 use super::policy::PolicyName;
+use super::text::TextArgs;
 use crate::eval::report::write_sweep;
 use crate::eval::sweep::{FileRecord, Kinds, Store, Sweep, SweepPolicy, SweepResults};
 use crate::eval::tasks::{Prepared, Shots};
@@ -31,14 +32,8 @@ pub(super) struct SweepCommand {
     #[command(flatten)]
     model: ModelArgs,
 
-    /// Text file (UTF-8); - for standard input.
-    #[arg(long, value_name = "FILE", required_unless_present = "ids")]
-    text: Option<PathBuf>,
-
-    /// Token ids instead of a text, for models without a tokenizer.
-    #[arg(long, value_name = "ID,ID,...", value_delimiter = ',', value_parser = token_id, allow_negative_numbers = true,
-        conflicts_with = "text")]
-    ids: Option<Vec<u32>>,
+    #[command(flatten)]
+    text: TextArgs,
 
     /// Tokens of one window [default: 512, or the model's context if that is shorter].
     #[arg(long, value_name = "N")]
@@ -129,11 +124,7 @@ impl SweepCommand {
     pub(super) fn run(self, console: &mut Console) -> Result<()> {
         let checkpoint = self.model.checkpoint(console)?;
         let engine = self.model.engine_of(&checkpoint)?;
-        let tokens = match (&self.ids, &self.text) {
-            (Some(ids), _) => ids.clone(),
-            (None, Some(path)) => engine.tokenizer()?.encode(&read_text(path)?, false)?,
-            (None, None) => Vec::new(),
-        };
+        let tokens = self.text.tokens(&engine)?;
         let policies = self.policies(&engine)?;
         let limit = self.limit.and_then(|limit| usize::try_from(limit).ok());
         let read = |file: &TaskFile| Prepared::read(&engine, file.task, &file.path, limit, &mut Shots::none());
@@ -144,7 +135,7 @@ impl SweepCommand {
         let mut sweep = Sweep {
             engine: &engine,
             packed: None,
-            text: text_name(self.text.as_deref()),
+            text: self.text.name(),
             tokens: &tokens,
             windows: Windows { size, count: self.windows },
             tasks: &tasks,
@@ -205,15 +196,6 @@ impl SweepCommand {
                 SweepPolicy::new(label, source, file.as_deref())
             })
             .collect()
-    }
-}
-
-/// The text's name without its folder.
-fn text_name(path: Option<&Path>) -> String {
-    match path {
-        None => "token ids".to_owned(),
-        Some(path) if path == Path::new("-") => "standard input".to_owned(),
-        Some(path) => path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned(),
     }
 }
 

@@ -86,7 +86,7 @@ pub(super) struct Train {
     #[arg(long, value_name = "N", conflicts_with = "trace")]
     gradient_tokens: Option<usize>,
 
-    /// Rank heads by their predicted size times the usual size of their gradient, too; whether that is better depends on the model.
+    /// Rank heads by their predicted size times the usual size of their gradient, too; on some models that is worse.
     #[arg(long, conflicts_with = "trace")]
     head_gradients: bool,
 

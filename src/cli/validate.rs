@@ -8,9 +8,10 @@ use clap::Args;
 use serde::Serialize;
 use shadowllm_weights::{Checkpoint, write_atomic};
 
-use super::console::{Console, Heeded, read_text};
-use super::options::{ModelArgs, token_id};
+use super::console::{Console, Heeded};
+use super::options::ModelArgs;
 use super::policy::{EMBEDDED, open_predictor};
+use super::text::TextArgs;
 use crate::eval::{KEPT, Windows, validate_predictor};
 use crate::generate::Engine;
 use crate::sparsity::Predictor;
@@ -31,14 +32,8 @@ pub(super) struct Validate {
     #[arg(long, value_name = "FILE")]
     predictor: PathBuf,
 
-    /// Text file (UTF-8); - for standard input.
-    #[arg(long, value_name = "FILE", required_unless_present = "ids")]
-    text: Option<PathBuf>,
-
-    /// Token ids instead of a text, for models without a tokenizer.
-    #[arg(long, value_name = "ID,ID,...", value_delimiter = ',', value_parser = token_id, allow_negative_numbers = true,
-        conflicts_with = "text")]
-    ids: Option<Vec<u32>>,
+    #[command(flatten)]
+    text: TextArgs,
 
     /// Tokens of one window [default: 512, or the model's context if that is shorter].
     #[arg(long, value_name = "N")]
@@ -99,11 +94,7 @@ impl Validate {
         };
         let engine = self.model.engine(console)?;
         let predictor = Arc::new(open_predictor(&self.predictor, &engine)?);
-        let (tokens, data) = match (&self.ids, &self.text) {
-            (Some(ids), _) => (ids.clone(), "token ids".to_owned()),
-            (None, Some(path)) => (engine.tokenizer()?.encode(&read_text(path)?, false)?, name(path)),
-            (None, None) => (Vec::new(), String::new()),
-        };
+        let (tokens, data) = (self.text.tokens(&engine)?, self.text.name());
         let context = engine.config().max_positions;
         let size = self.window.unwrap_or_else(|| context.min(512));
         let complete = tokens.len().checked_div(size).unwrap_or(0).clamp(1, WINDOWS);
@@ -126,14 +117,6 @@ impl Validate {
         }
         console.line(&format!("{}: measured on {} tokens of {data}", out.display(), report.tokens))?;
         table(&validated).iter().try_for_each(|line| console.line(line))
-    }
-}
-
-/// A file's name without its folder.
-fn name(path: &Path) -> String {
-    match path.file_name() {
-        Some(name) if path != Path::new("-") => name.to_string_lossy().into_owned(),
-        _ => "standard input".to_owned(),
     }
 }
 

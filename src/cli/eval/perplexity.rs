@@ -1,7 +1,6 @@
 //! `shadowllm eval perplexity`.
 
 use std::ops::ControlFlow;
-use std::path::PathBuf;
 use std::time::Instant;
 
 use clap::Args;
@@ -9,8 +8,9 @@ use serde::Serialize;
 
 use super::masking::{MaskingArgs, MaskingReport};
 use crate::Result;
-use crate::cli::console::{Console, Heeded, read_text};
-use crate::cli::options::{ModelArgs, token_id};
+use crate::cli::console::{Console, Heeded};
+use crate::cli::options::ModelArgs;
+use crate::cli::text::TextArgs;
 use crate::eval::{Perplexity, Windows, perplexity, perplexity_masked};
 
 /// Perplexity per token of a text, in windows that do not overlap.
@@ -22,14 +22,8 @@ pub(in crate::cli) struct PerplexityCommand {
     #[command(flatten)]
     model: ModelArgs,
 
-    /// Text file (UTF-8); - for standard input.
-    #[arg(long, value_name = "FILE", required_unless_present = "ids")]
-    text: Option<PathBuf>,
-
-    /// Token ids instead of a text, for models without a tokenizer.
-    #[arg(long, value_name = "ID,ID,...", value_delimiter = ',', value_parser = token_id, allow_negative_numbers = true,
-        conflicts_with = "text")]
-    ids: Option<Vec<u32>>,
+    #[command(flatten)]
+    text: TextArgs,
 
     /// Tokens of one window [default: 1024, or the model's context if that is shorter].
     #[arg(long, value_name = "N")]
@@ -109,11 +103,7 @@ impl Timed {
 impl PerplexityCommand {
     pub(super) fn run(self, console: &mut Console) -> Result<()> {
         let engine = self.model.engine(console)?;
-        let tokens = match (&self.ids, &self.text) {
-            (Some(ids), _) => ids.clone(),
-            (None, Some(path)) => engine.tokenizer()?.encode(&read_text(path)?, false)?,
-            (None, None) => Vec::new(),
-        };
+        let tokens = self.text.tokens(&engine)?;
         let size = self.window.unwrap_or_else(|| engine.config().max_positions.min(1024));
         let windows = Windows { size, count: self.windows };
         let mut loaded = self.masking.load(console, &engine)?;

@@ -46,7 +46,7 @@ pub struct TrainOptions {
     /// ranked by what is predicted. Whoever calls [`super::train`] hands the factors over; here it is part of the settings that
     /// a resumed run must share.
     pub gradient_tokens: usize,
-    /// Whether heads are ranked by saliency, too. It depends on the model whether that is better.
+    /// Whether heads are ranked by saliency, too. On some models that is worse.
     pub head_gradients: bool,
     /// What is minimised.
     pub loss: Loss,
