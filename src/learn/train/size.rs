@@ -80,7 +80,7 @@ impl Width {
 /// Bytes of a file, never fewer than it will have: those of its tensors, and room for its header.
 fn file_bytes(info: &SampleInfo, options: &TrainOptions, width: Width, format: WeightFormat) -> u64 {
     /// Of one tensor in the header.
-    const ENTRY: usize = 160;
+    const ENTRY: usize = 128;
     /// Of the metadata, measured budgets included, without what grows with the text's description and the stations.
     const METADATA: usize = 8 << 10;
     let weight = match format {
