@@ -394,7 +394,8 @@ fn interrupt(child: &std::process::Child) {
 fn ctrl_c_ends_a_text_and_keeps_what_is_there() {
     let args = ["generate", "Once upon a time", "-n", "500", "--ignore-eos", "--isa", "portable", "--threads", "1"];
     let mut child = command(&args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    let mut begun = [0];
+    // More than the prompt and the first token, which is known before anything was decoded.
+    let mut begun = [0; 64];
     child.stdout.as_mut().unwrap().read_exact(&mut begun).unwrap();
     interrupt(&child);
     let output = child.wait_with_output().unwrap();
