@@ -9,6 +9,8 @@
 //!
 //! The way back, `out = x W + bias`, has the same regimes over the same weights: [`transposed`].
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod gemm;
 mod gradient;
 mod micro;
@@ -35,6 +37,7 @@ use shadowllm_weights::DType;
 use gemm::{Factors, gemm};
 use weights::ByRows;
 
+use super::IsaName;
 use super::cpu::{Compute, Cpu, SharedOut};
 use super::simd::Element;
 use crate::tensor::{Matrix, MatrixView, RowsOf};
@@ -49,12 +52,19 @@ const _: () = assert!(SAME_BITS <= BF16_ROWS);
 
 /// Rows from which the blocked product is used. Measured: as long as `x` stays in the second-level cache the loop over rows is
 /// as fast with 32 registers (90 % of the peak from 8 rows on), and it needs no packing; with 16 registers it reaches 70 %.
+/// Tiles are faster as soon as two of them are full.
 fn gemm_rows(cpu: &Cpu, dtype: DType) -> usize {
     match (compute(cpu, dtype), cpu.geometry().registers) {
         (Compute::Bf16, _) => BF16_ROWS,
+        (Compute::F32, _) if has_tiles(cpu, dtype) => 32,
         (Compute::F32, 32..) => 96,
         (Compute::F32, _) => 48,
     }
+}
+
+/// Whether many rows are multiplied with weights of a type by AMX.
+fn has_tiles(cpu: &Cpu, dtype: DType) -> bool {
+    cpu.isa() == IsaName::Amx && dtype == DType::BF16
 }
 
 /// Precision of the products with weights of a type: only `bf16` weights lose nothing by it.
@@ -103,6 +113,10 @@ pub fn linear_bytes(w: &Matrix, rows_of_x: usize) -> u64 {
 /// Name of the blocked product of rows with weights of a type.
 fn blocked_name(cpu: &Cpu, dtype: DType, compute: Compute) -> String {
     let isa = cpu.isa();
+    if has_tiles(cpu, dtype) {
+        let parts = if compute == Compute::Bf16 { "bf16" } else { "3bf16" };
+        return format!("{isa}-bf16x{parts}-tile32x32");
+    }
     let (isa, factors) = match compute {
         Compute::F32 => (isa.to_string(), format!("{dtype}xf32")),
         Compute::Bf16 if cpu.has_bf16() => (format!("{isa}bf16"), "bf16xbf16".to_owned()),

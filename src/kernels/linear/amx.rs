@@ -1,0 +1,303 @@
+//! The blocked product with AMX: 16 by 16 outputs, 32 products each, per instruction.
+//!
+//! A tile register holds 16 rows of 64 bytes. `tdpbf16ps` multiplies 16 weight rows of 32 `bf16` with the pairs of 16 tokens and
+//! adds to 16 x 16 sums in `f32`. Rows of weights are such tiles as they lie, and the panels of words that
+//! [`gemm`](super::gemm) packs are the other factor: the words of one `k`, tokens side by side. So packing and blocking are
+//! the same; four of the eight registers hold the sums of 32 weights and 32 tokens, two the weights, two the tokens.
+//!
+//! With [`Compute::Bf16`](crate::kernels::Compute) `x` is rounded to `bf16` and one product is made. With
+//! [`Compute::F32`](crate::kernels::Compute) and `bf16` weights nothing is rounded: the 24 bits of an `f32` are exactly three
+//! `bf16` ([`Part`]), whose products with the weights are exact in `f32` and are added to the same sums. That is three
+//! instructions in place of one, and still several times the rate of the vector units. The instruction treats subnormal numbers
+//! as zero: values of `x` below 2^-102 may lose their last parts.
+
+use std::arch::asm;
+use std::ops::Range;
+
+use super::gemm::{Factors, K_BLOCK, Layout, Pack, TOKEN_BLOCK, blocks, write_block};
+use super::product::{Pairs, Part, Product};
+use super::weights::Weights;
+use crate::kernels::cpu::{Cpu, SharedOut};
+use crate::kernels::isa::{Amx, Kernel};
+use crate::kernels::simd::Simd;
+
+/// Rows of a tile register, and 32-bit words in one of its rows.
+const SIDE: usize = 16;
+/// Outputs whose sums are in registers at once.
+const TILE_OUTPUTS: usize = 2 * SIDE;
+/// Outputs whose sums are kept at once: while they pass, a block of `x` stays in the second-level cache.
+const ROW_BLOCK: usize = 8 * TILE_OUTPUTS;
+
+/// Products of `x` rounded to `bf16`.
+pub(super) fn rounded<M: Weights>(cpu: &Cpu, amx: Amx, factors: Factors<'_, M>, out: &mut [f32]) {
+    let layout = Layout::new::<Pairs>(cpu.geometry(), factors.k, factors.t, SIDE);
+    let mut packed = cpu.scratch(layout.len());
+    Pack::all(cpu, Pairs, factors.x, [factors.t, factors.k], layout, &mut packed);
+    multiply::<M, 1>(cpu, amx, factors, layout, &packed, out);
+}
+
+/// Products of `x` as it is, if the weights are `bf16`.
+pub(super) fn exact<M: Weights>(cpu: &Cpu, amx: Amx, factors: Factors<'_, M>, out: &mut [f32]) {
+    let layout = Layout::new::<Pairs>(cpu.geometry(), factors.k, factors.t, SIDE);
+    let mut packed = cpu.scratch(3 * layout.len());
+    let (high, rest) = packed.split_at_mut(layout.len());
+    let (middle, low) = rest.split_at_mut(layout.len());
+    Pack::all(cpu, Part::<0>, factors.x, [factors.t, factors.k], layout, high);
+    Pack::all(cpu, Part::<1>, factors.x, [factors.t, factors.k], layout, middle);
+    Pack::all(cpu, Part::<2>, factors.x, [factors.t, factors.k], layout, &mut low[..layout.len()]);
+    multiply::<M, 3>(cpu, amx, factors, layout, &packed, out);
+}
+
+fn multiply<M: Weights, const PARTS: usize>(
+    cpu: &Cpu,
+    amx: Amx,
+    factors: Factors<'_, M>,
+    layout: Layout,
+    packed: &[f32],
+    out: &mut [f32],
+) {
+    assert!(packed.len() >= PARTS * layout.len());
+    let out = SharedOut::new(out);
+    // A task's time, as bytes that memory could have delivered in it, at 64 operations a byte.
+    let cost = PARTS * factors.k * factors.t / 32;
+    cpu.split(factors.n, TILE_OUTPUTS, cost, &|range| {
+        let mut weights = cpu.scratch(TILE_OUTPUTS * K_BLOCK);
+        let mut sums = cpu.scratch(ROW_BLOCK * TOKEN_BLOCK.min(layout.tokens));
+        cpu.run(Multiply::<M, PARTS> {
+            amx,
+            factors,
+            layout,
+            packed,
+            range,
+            weights: &mut weights,
+            sums: &mut sums,
+            out,
+        });
+    });
+}
+
+/// Computes outputs `range` of all tokens.
+struct Multiply<'a, M, const PARTS: usize> {
+    amx: Amx,
+    factors: Factors<'a, M>,
+    layout: Layout,
+    /// `PARTS` times the packed `x`.
+    packed: &'a [f32],
+    range: Range<usize>,
+    /// `[TILE_OUTPUTS, K_BLOCK]`
+    weights: &'a mut [f32],
+    /// `[ROW_BLOCK, tokens of the block]`
+    sums: &'a mut [f32],
+    /// `[t, n]`
+    out: SharedOut<'a>,
+}
+
+impl<M: Weights, const PARTS: usize> Kernel for Multiply<'_, M, PARTS> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(mut self, s: S) {
+        let Factors { n, t, bias, weights, k, .. } = self.factors;
+        let layout = self.layout;
+        let tiles = Tiles::configure(self.amx);
+        for tokens in blocks(0..layout.tokens, TOKEN_BLOCK) {
+            for rows in blocks(self.range.clone(), ROW_BLOCK) {
+                for (r, sums) in self.sums.chunks_exact_mut(tokens.len()).enumerate() {
+                    // Outputs that fill up the last tile are computed and thrown away.
+                    sums.fill(bias.and_then(|bias| bias[..rows.end].get(rows.start + r)).copied().unwrap_or(0.0));
+                }
+                for block in 0..layout.blocks() {
+                    let along = block * K_BLOCK * Pairs::PER_WORD..k.min((block + 1) * K_BLOCK * Pairs::PER_WORD);
+                    let words = layout.block_words(block);
+                    for group in blocks(rows.clone(), TILE_OUTPUTS) {
+                        weights.rows(s, Pairs, group.clone(), along.clone(), words, self.weights);
+                        self.products(&tiles, block, group.start - rows.start, tokens.clone());
+                    }
+                }
+                // SAFETY: columns `range` of the output belong to this task alone.
+                unsafe { write_block(s, self.sums, self.out, [n, t], rows, tokens.clone()) };
+            }
+        }
+    }
+}
+
+impl<M: Weights, const PARTS: usize> Multiply<'_, M, PARTS> {
+    /// Adds the products of one block of words to the sums that begin at row `first`.
+    #[inline(always)]
+    fn products(&mut self, tiles: &Tiles, block: usize, first: usize, tokens: Range<usize>) {
+        let layout = self.layout;
+        let words = layout.block_words(block);
+        let width = tokens.len();
+        let weights = &self.weights[..TILE_OUTPUTS * K_BLOCK];
+        let mut token = tokens.start;
+        while token < tokens.end {
+            let panel = layout.panel_tokens(token);
+            let at = layout.offset(block, token);
+            for column in (0..panel).step_by(2 * SIDE) {
+                let sums = &mut self.sums[first * width + token - tokens.start + column..];
+                let x = &self.packed[at + column..];
+                let wide = panel - column > SIDE;
+                assert!(x.len() >= (PARTS - 1) * layout.len() + (words - 1) * panel + SIDE * (1 + usize::from(wide)));
+                assert!(sums.len() >= (TILE_OUTPUTS - 1) * width + SIDE * (1 + usize::from(wide)));
+                let place = Place {
+                    words,
+                    weights: weights.as_ptr(),
+                    x: x.as_ptr(),
+                    x_row: 4 * panel,
+                    x_part: layout.len(),
+                    sums: sums.as_mut_ptr(),
+                    sums_row: 4 * width,
+                };
+                // SAFETY: `words` is a multiple of 16 and at most `K_BLOCK`; `words` rows of the panel, in all parts, and
+                // `TILE_OUTPUTS` rows of sums follow, as was asserted.
+                unsafe { if wide { tiles.two_columns::<PARTS>(place) } else { tiles.one_column::<PARTS>(place) } }
+            }
+            token += panel;
+        }
+    }
+}
+
+/// Where the operands of one register tile are. Rows of weights are `K_BLOCK` words apart; the other distances are in bytes.
+#[derive(Clone, Copy)]
+struct Place {
+    words: usize,
+    weights: *const f32,
+    x: *const f32,
+    x_row: usize,
+    /// From one part of `x` to the next, in words.
+    x_part: usize,
+    sums: *mut f32,
+    sums_row: usize,
+}
+
+/// The tile registers of this thread, configured as eight tiles of 16 rows of 64 bytes; released when dropped.
+///
+/// No compiler keeps values in these registers, so their contents last from one `asm!` to the next.
+struct Tiles(());
+
+/// As `ldtilecfg` reads it: palette, first row, rows' bytes and rows of each register.
+#[repr(C, align(64))]
+struct Configuration {
+    palette: u8,
+    start_row: u8,
+    reserved: [u8; 14],
+    row_bytes: [u16; 16],
+    rows: [u8; 16],
+}
+
+macro_rules! load {
+    ($tile:literal, $from:expr, $stride:expr) => {
+        asm!(
+            concat!("tileloadd ", $tile, ", [{from} + {stride}*1]"),
+            from = in(reg) $from,
+            stride = in(reg) $stride,
+            options(nostack, preserves_flags, readonly),
+        )
+    };
+}
+
+macro_rules! store {
+    ($tile:literal, $to:expr, $stride:expr) => {
+        asm!(
+            concat!("tilestored [{to} + {stride}*1], ", $tile),
+            to = in(reg) $to,
+            stride = in(reg) $stride,
+            options(nostack, preserves_flags),
+        )
+    };
+}
+
+macro_rules! multiply_add {
+    ($sums:literal, $weights:literal, $x:literal) => {
+        asm!(concat!("tdpbf16ps ", $sums, ", ", $weights, ", ", $x), options(nostack, preserves_flags, nomem),)
+    };
+}
+
+impl Tiles {
+    #[inline(always)]
+    fn configure(_proof: Amx) -> Tiles {
+        let mut configuration =
+            Configuration { palette: 1, start_row: 0, reserved: [0; 14], row_bytes: [0; 16], rows: [0; 16] };
+        configuration.row_bytes[..8].fill(4 * SIDE as u16);
+        configuration.rows[..8].fill(SIDE as u8);
+        // SAFETY: the proof says that the instruction exists and is permitted; it reads the 64 bytes of the configuration.
+        unsafe {
+            asm!("ldtilecfg [{0}]", in(reg) &raw const configuration, options(nostack, preserves_flags, readonly));
+        }
+        Tiles(())
+    }
+
+    /// `sums[r][c] += sum over parts and words of weights[r][i] . x[i][c]` for 32 rows and 32 tokens.
+    ///
+    /// # Safety
+    /// The operands are valid for these sizes; `words` is a multiple of 16.
+    #[inline(always)]
+    unsafe fn two_columns<const PARTS: usize>(&self, place: Place) {
+        let Place { words, mut weights, mut x, x_row, x_part, sums, sums_row } = place;
+        let weights_row = 4 * K_BLOCK;
+        // SAFETY: the caller vouches for the operands; pointers end at most one step behind them and are not used there. That
+        // the registers are configured is what `self` says.
+        unsafe {
+            let below = sums.byte_add(SIDE * sums_row);
+            load!("tmm0", sums, sums_row);
+            load!("tmm1", sums.add(SIDE), sums_row);
+            load!("tmm2", below, sums_row);
+            load!("tmm3", below.add(SIDE), sums_row);
+            for _ in (0..words).step_by(SIDE) {
+                load!("tmm4", weights, weights_row);
+                load!("tmm5", weights.byte_add(SIDE * weights_row), weights_row);
+                for part in 0..PARTS {
+                    load!("tmm6", x.add(part * x_part), x_row);
+                    multiply_add!("tmm0", "tmm4", "tmm6");
+                    multiply_add!("tmm2", "tmm5", "tmm6");
+                    load!("tmm7", x.add(part * x_part + SIDE), x_row);
+                    multiply_add!("tmm1", "tmm4", "tmm7");
+                    multiply_add!("tmm3", "tmm5", "tmm7");
+                }
+                weights = weights.wrapping_add(SIDE);
+                x = x.wrapping_byte_add(SIDE * x_row);
+            }
+            store!("tmm0", sums, sums_row);
+            store!("tmm1", sums.add(SIDE), sums_row);
+            store!("tmm2", below, sums_row);
+            store!("tmm3", below.add(SIDE), sums_row);
+        }
+    }
+
+    /// As [`Tiles::two_columns`], for 16 tokens.
+    ///
+    /// # Safety
+    /// As there.
+    #[inline(always)]
+    unsafe fn one_column<const PARTS: usize>(&self, place: Place) {
+        let Place { words, mut weights, mut x, x_row, x_part, sums, sums_row } = place;
+        let weights_row = 4 * K_BLOCK;
+        // SAFETY: as above.
+        unsafe {
+            let below = sums.byte_add(SIDE * sums_row);
+            load!("tmm0", sums, sums_row);
+            load!("tmm2", below, sums_row);
+            for _ in (0..words).step_by(SIDE) {
+                load!("tmm4", weights, weights_row);
+                load!("tmm5", weights.byte_add(SIDE * weights_row), weights_row);
+                for part in 0..PARTS {
+                    load!("tmm6", x.add(part * x_part), x_row);
+                    multiply_add!("tmm0", "tmm4", "tmm6");
+                    multiply_add!("tmm2", "tmm5", "tmm6");
+                }
+                weights = weights.wrapping_add(SIDE);
+                x = x.wrapping_byte_add(SIDE * x_row);
+            }
+            store!("tmm0", sums, sums_row);
+            store!("tmm2", below, sums_row);
+        }
+    }
+}
+
+impl Drop for Tiles {
+    #[inline(always)]
+    fn drop(&mut self) {
+        // SAFETY: the registers were configured by this thread, so the instruction exists.
+        unsafe { asm!("tilerelease", options(nostack, preserves_flags, nomem)) };
+    }
+}
