@@ -14,8 +14,8 @@
 use std::arch::asm;
 use std::ops::Range;
 
-use super::gemm::{Factors, K_BLOCK, Layout, Pack, TOKEN_BLOCK, blocks, write_block};
-use super::product::{Pairs, Part, Product};
+use super::gemm::{Factors, Layout, Pack, TOKEN_BLOCK, blocks, write_block};
+use super::product::{Pairs, Part};
 use super::weights::Weights;
 use crate::kernels::cpu::{Cpu, SharedOut};
 use crate::kernels::isa::{Amx, Kernel};
@@ -23,6 +23,8 @@ use crate::kernels::simd::Simd;
 
 /// Rows of a tile register, and 32-bit words in one of its rows.
 const SIDE: usize = 16;
+/// Most words along `K` in one block: the weights of a block are 40 KiB.
+const BLOCK: usize = 320;
 /// Outputs whose sums are in registers at once.
 const TILE_OUTPUTS: usize = 2 * SIDE;
 /// Outputs whose sums are kept at once: while they pass, a block of `x` stays in the second-level cache.
@@ -30,7 +32,7 @@ const ROW_BLOCK: usize = 8 * TILE_OUTPUTS;
 
 /// Products of `x` rounded to `bf16`.
 pub(super) fn rounded<M: Weights>(cpu: &Cpu, amx: Amx, factors: Factors<'_, M>, out: &mut [f32]) {
-    let layout = Layout::new::<Pairs>(cpu.geometry(), factors.k, factors.t, SIDE);
+    let layout = Layout::even::<Pairs>(cpu.geometry(), factors.k, factors.t, SIDE, BLOCK);
     let mut packed = cpu.scratch(layout.len());
     Pack::all(cpu, Pairs, factors.x, [factors.t, factors.k], layout, &mut packed);
     multiply::<M, 1>(cpu, amx, factors, layout, &packed, out);
@@ -38,7 +40,7 @@ pub(super) fn rounded<M: Weights>(cpu: &Cpu, amx: Amx, factors: Factors<'_, M>, 
 
 /// Products of `x` as it is, if the weights are `bf16`.
 pub(super) fn exact<M: Weights>(cpu: &Cpu, amx: Amx, factors: Factors<'_, M>, out: &mut [f32]) {
-    let layout = Layout::new::<Pairs>(cpu.geometry(), factors.k, factors.t, SIDE);
+    let layout = Layout::even::<Pairs>(cpu.geometry(), factors.k, factors.t, SIDE, BLOCK);
     let mut packed = cpu.scratch(3 * layout.len());
     let (high, rest) = packed.split_at_mut(layout.len());
     let (middle, low) = rest.split_at_mut(layout.len());
@@ -61,7 +63,7 @@ fn multiply<M: Weights, const PARTS: usize>(
     // A task's time, as bytes that memory could have delivered in it, at 64 operations a byte.
     let cost = PARTS * factors.k * factors.t / 32;
     cpu.split(factors.n, TILE_OUTPUTS, cost, &|range| {
-        let mut weights = cpu.scratch(TILE_OUTPUTS * K_BLOCK);
+        let mut weights = cpu.scratch(TILE_OUTPUTS * BLOCK);
         let mut sums = cpu.scratch(ROW_BLOCK * TOKEN_BLOCK.min(layout.tokens));
         cpu.run(Multiply::<M, PARTS> {
             amx,
@@ -84,7 +86,7 @@ struct Multiply<'a, M, const PARTS: usize> {
     /// `PARTS` times the packed `x`.
     packed: &'a [f32],
     range: Range<usize>,
-    /// `[TILE_OUTPUTS, K_BLOCK]`
+    /// `[TILE_OUTPUTS, BLOCK]`
     weights: &'a mut [f32],
     /// `[ROW_BLOCK, tokens of the block]`
     sums: &'a mut [f32],
@@ -107,10 +109,10 @@ impl<M: Weights, const PARTS: usize> Kernel for Multiply<'_, M, PARTS> {
                     sums.fill(bias.and_then(|bias| bias[..rows.end].get(rows.start + r)).copied().unwrap_or(0.0));
                 }
                 for block in 0..layout.blocks() {
-                    let along = block * K_BLOCK * Pairs::PER_WORD..k.min((block + 1) * K_BLOCK * Pairs::PER_WORD);
+                    let along = layout.along::<Pairs>(block, k);
                     let words = layout.block_words(block);
                     for group in blocks(rows.clone(), TILE_OUTPUTS) {
-                        weights.rows(s, Pairs, group.clone(), along.clone(), words, self.weights);
+                        weights.rows(s, Pairs, group.clone(), along.clone(), [words, BLOCK], self.weights);
                         self.products(&tiles, block, group.start - rows.start, tokens.clone());
                     }
                 }
@@ -128,7 +130,7 @@ impl<M: Weights, const PARTS: usize> Multiply<'_, M, PARTS> {
         let layout = self.layout;
         let words = layout.block_words(block);
         let width = tokens.len();
-        let weights = &self.weights[..TILE_OUTPUTS * K_BLOCK];
+        let weights = &self.weights[..TILE_OUTPUTS * BLOCK];
         let mut token = tokens.start;
         while token < tokens.end {
             let panel = layout.panel_tokens(token);
@@ -148,7 +150,7 @@ impl<M: Weights, const PARTS: usize> Multiply<'_, M, PARTS> {
                     sums: sums.as_mut_ptr(),
                     sums_row: 4 * width,
                 };
-                // SAFETY: `words` is a multiple of 16 and at most `K_BLOCK`; `words` rows of the panel, in all parts, and
+                // SAFETY: `words` is a multiple of 16 and at most `BLOCK`; `words` rows of the panel, in all parts, and
                 // `TILE_OUTPUTS` rows of sums follow, as was asserted.
                 unsafe { if wide { tiles.two_columns::<PARTS>(place) } else { tiles.one_column::<PARTS>(place) } }
             }
@@ -157,7 +159,7 @@ impl<M: Weights, const PARTS: usize> Multiply<'_, M, PARTS> {
     }
 }
 
-/// Where the operands of one register tile are. Rows of weights are `K_BLOCK` words apart; the other distances are in bytes.
+/// Where the operands of one register tile are. Rows of weights are `BLOCK` words apart; the other distances are in bytes.
 #[derive(Clone, Copy)]
 struct Place {
     words: usize,
@@ -234,7 +236,7 @@ impl Tiles {
     #[inline(always)]
     unsafe fn two_columns<const PARTS: usize>(&self, place: Place) {
         let Place { words, mut weights, mut x, x_row, x_part, sums, sums_row } = place;
-        let weights_row = 4 * K_BLOCK;
+        let weights_row = 4 * BLOCK;
         // SAFETY: the caller vouches for the operands; pointers end at most one step behind them and are not used there. That
         // the registers are configured is what `self` says.
         unsafe {
@@ -271,7 +273,7 @@ impl Tiles {
     #[inline(always)]
     unsafe fn one_column<const PARTS: usize>(&self, place: Place) {
         let Place { words, mut weights, mut x, x_row, x_part, sums, sums_row } = place;
-        let weights_row = 4 * K_BLOCK;
+        let weights_row = 4 * BLOCK;
         // SAFETY: as above.
         unsafe {
             let below = sums.byte_add(SIDE * sums_row);

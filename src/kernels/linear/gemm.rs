@@ -46,16 +46,25 @@ pub(super) struct Layout {
     pub(super) tokens: usize,
     /// Tokens of a full panel.
     panel: usize,
+    /// Words of a block, except that the last may be shorter.
+    block: usize,
 }
 
 impl Layout {
-    /// For products that take `step` words at once, a divisor of [`K_BLOCK`].
-    pub(super) fn new<P: Product>(geometry: Geometry, k: usize, t: usize, step: usize) -> Self {
+    pub(super) fn new<P: Product>(geometry: Geometry, k: usize, t: usize) -> Self {
         Layout {
-            words: k.div_ceil(P::PER_WORD).next_multiple_of(step),
+            words: k.div_ceil(P::PER_WORD),
             tokens: t.next_multiple_of(geometry.lanes),
             panel: panel_tokens(geometry),
+            block: K_BLOCK,
         }
+    }
+
+    /// For products that take `step` words at once, in blocks of about the same size, `most` words at most.
+    pub(super) fn even<P: Product>(geometry: Geometry, k: usize, t: usize, step: usize, most: usize) -> Self {
+        let words = k.div_ceil(P::PER_WORD).next_multiple_of(step);
+        let block = words.div_ceil(words.div_ceil(most).max(1)).next_multiple_of(step).max(step);
+        Layout { words, block, ..Layout::new::<P>(geometry, k, t) }
     }
 
     /// Words of the whole packed buffer.
@@ -64,12 +73,17 @@ impl Layout {
     }
 
     pub(super) fn blocks(self) -> usize {
-        self.words.div_ceil(K_BLOCK)
+        self.words.div_ceil(self.block)
     }
 
     /// Words of block `b`.
     pub(super) fn block_words(self, b: usize) -> usize {
-        (self.words - b * K_BLOCK).min(K_BLOCK)
+        (self.words - b * self.block).min(self.block)
+    }
+
+    /// The values along `K` in block `b`.
+    pub(super) fn along<P: Product>(self, b: usize, k: usize) -> Range<usize> {
+        b * self.block * P::PER_WORD..k.min((b + 1) * self.block * P::PER_WORD)
     }
 
     /// Tokens of the panel that begins at token `first`.
@@ -79,7 +93,7 @@ impl Layout {
 
     /// Place of the panel that begins at token `first`, in block `b`.
     pub(super) fn offset(self, b: usize, first: usize) -> usize {
-        b * K_BLOCK * self.tokens + self.block_words(b) * first
+        b * self.block * self.tokens + self.block_words(b) * first
     }
 }
 
@@ -113,7 +127,7 @@ pub(super) fn gemm<M: Weights>(cpu: &Cpu, compute: Compute, factors: Factors<'_,
 
 fn multiply<M: Weights, P: Product>(cpu: &Cpu, product: P, factors: Factors<'_, M>, out: &mut [f32]) {
     let Factors { x, n, k, t, .. } = factors;
-    let layout = Layout::new::<P>(cpu.geometry(), k, t, 1);
+    let layout = Layout::new::<P>(cpu.geometry(), k, t);
     let mut packed = cpu.scratch(layout.len());
     Pack::all(cpu, product, x, [t, k], layout, &mut packed);
     let out = SharedOut::new(out);
@@ -139,7 +153,7 @@ pub(super) struct Pack<'a, P> {
     layout: Layout,
     block: usize,
     first: usize,
-    /// `[8, K_BLOCK]`
+    /// `[8, words of a block]`
     rows: &'a mut [f32],
     packed: SharedOut<'a>,
 }
@@ -149,8 +163,8 @@ impl<P: Product> Pack<'_, P> {
     pub(super) fn all(cpu: &Cpu, product: P, x: &[f32], [t, k]: [usize; 2], layout: Layout, packed: &mut [f32]) {
         let packed = SharedOut::new(packed);
         let panels = layout.tokens.div_ceil(layout.panel);
-        cpu.split(layout.blocks() * panels, 1, K_BLOCK * layout.panel * 4, &|range| {
-            let mut rows = cpu.scratch(8 * K_BLOCK);
+        cpu.split(layout.blocks() * panels, 1, layout.block * layout.panel * 4, &|range| {
+            let mut rows = cpu.scratch(8 * layout.block);
             for item in range {
                 let (block, first) = (item / panels, item % panels * layout.panel);
                 product.enter(cpu, Pack { product, x, k, t, layout, block, first, rows: &mut rows, packed });
@@ -170,9 +184,9 @@ impl<P: Product> Kernel for Pack<'_, P> {
         let at = self.layout.offset(self.block, self.first);
         // SAFETY: panels do not overlap, and this task alone packs this one.
         let panel = unsafe { self.packed.slice(at..at + words * width) };
-        let columns = self.block * K_BLOCK * P::PER_WORD..k.min((self.block + 1) * K_BLOCK * P::PER_WORD);
+        let columns = self.layout.along::<P>(self.block, k);
         for group in (0..width).step_by(8) {
-            for (i, row) in self.rows.chunks_exact_mut(K_BLOCK).enumerate() {
+            for (i, row) in self.rows.chunks_exact_mut(self.layout.block).enumerate() {
                 let token = self.first + group + i;
                 let real = if token < t { columns.len().div_ceil(P::PER_WORD) } else { 0 };
                 if real > 0 {
@@ -183,7 +197,7 @@ impl<P: Product> Kernel for Pack<'_, P> {
             // SAFETY: `rows` holds 8 rows of `words` values; column `group .. group + 8` of the panel is inside it, since the
             // width is a multiple of 8.
             unsafe {
-                transpose(s, self.rows.as_ptr(), K_BLOCK, [8, words], panel.as_mut_ptr().add(group), width);
+                transpose(s, self.rows.as_ptr(), self.layout.block, [8, words], panel.as_mut_ptr().add(group), width);
             }
         }
     }
@@ -245,7 +259,7 @@ impl<M: Weights, P: Product> Multiply<'_, M, P> {
     #[inline(always)]
     fn widen<S: Simd>(&mut self, s: S, block: usize, outputs: Range<usize>) {
         let k = self.factors.k;
-        let along = block * K_BLOCK * P::PER_WORD..k.min((block + 1) * K_BLOCK * P::PER_WORD);
+        let along = self.layout.along::<P>(block, k);
         self.factors.weights.widen(s, self.product, outputs, along, self.weights);
     }
 

@@ -71,6 +71,9 @@ impl Product for Pairs {
 
     #[inline(always)]
     fn words<S: Simd, W: Element>(self, _s: S, src: &[W], dst: &mut [f32]) {
+        if W::DTYPE == DType::BF16 {
+            return copy_pairs(src, dst);
+        }
         pairs(src, dst, round);
     }
 
@@ -176,6 +179,18 @@ fn pairs<W: Element>(src: &[W], dst: &mut [f32], half: impl Fn(W) -> u32) {
     for (word, pair) in dst.iter_mut().zip(pairs) {
         *word = f32::from_bits(half(pair[0]) | half(pair[1]) << 16);
     }
+}
+
+/// [`pairs`] of values that are `bf16` already: in memory they are words.
+#[inline(always)]
+fn copy_pairs<W: Element>(src: &[W], dst: &mut [f32]) {
+    assert!(W::DTYPE == DType::BF16 && dst.len() == src.len().div_ceil(2));
+    if let (1, Some(word)) = (src.len() % 2, dst.last_mut()) {
+        *word = 0.0;
+    }
+    // SAFETY: the words are as long as the values, or by half a word longer; on the processors that have pairs the first of
+    // two neighbours is the lower half of a word.
+    unsafe { std::ptr::copy_nonoverlapping(src.as_ptr().cast::<u8>(), dst.as_mut_ptr().cast::<u8>(), 2 * src.len()) };
 }
 
 /// Words of `low[i]` and `high[i]`, the latter zero if that row is empty.

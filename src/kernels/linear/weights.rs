@@ -37,7 +37,7 @@ pub(super) trait Weights: Copy + Send + Sync {
         tiles: &mut [f32],
     );
 
-    /// Makes the words of `outputs` row by row, whichever way the matrix lies: `tile` is rows of [`K_BLOCK`] words, of which the
+    /// Makes the words of `outputs` row by row, whichever way the matrix lies: `tile` is rows of `row` words, of which the
     /// first `words` are filled; words behind the end of the sums and outputs behind the last are zero.
     fn rows<S: Simd, P: Product>(
         self,
@@ -45,7 +45,7 @@ pub(super) trait Weights: Copy + Send + Sync {
         product: P,
         outputs: Range<usize>,
         along: Range<usize>,
-        words: usize,
+        words_of_row: [usize; 2],
         tile: &mut [f32],
     );
 }
@@ -72,7 +72,7 @@ impl<W: Element> Weights for ByRows<'_, W> {
         tiles: &mut [f32],
     ) {
         let words = along.len().div_ceil(P::PER_WORD);
-        self.rows(s, product, outputs, along, words, &mut tiles[..TILE_ROWS * K_BLOCK]);
+        self.rows(s, product, outputs, along, [words, K_BLOCK], &mut tiles[..TILE_ROWS * K_BLOCK]);
     }
 
     #[inline(always)]
@@ -82,14 +82,13 @@ impl<W: Element> Weights for ByRows<'_, W> {
         product: P,
         outputs: Range<usize>,
         along: Range<usize>,
-        words: usize,
+        [words, row]: [usize; 2],
         tile: &mut [f32],
     ) {
         let RowsOf { elements, layout, .. } = self.w;
-        let (mut starts, mut next) =
-            (layout.starts(outputs.start), layout.starts(outputs.start + tile.len() / K_BLOCK));
+        let (mut starts, mut next) = (layout.starts(outputs.start), layout.starts(outputs.start + tile.len() / row));
         let real = along.len().div_ceil(P::PER_WORD);
-        for (i, row) in tile.chunks_exact_mut(K_BLOCK).map(|row| &mut row[..words]).enumerate() {
+        for (i, row) in tile.chunks_exact_mut(row).map(|row| &mut row[..words]).enumerate() {
             let start = starts.advance();
             match outputs.start + i < outputs.end {
                 true => {
@@ -153,15 +152,15 @@ impl<W: Element> Weights for ByColumns<'_, W> {
         product: P,
         outputs: Range<usize>,
         along: Range<usize>,
-        words: usize,
+        [words, row]: [usize; 2],
         tile: &mut [f32],
     ) {
         /// Words that are turned at once: eight vectors of outputs each.
         const STEP: usize = 16;
         let mut across = [0.0; STEP * ROW_BLOCK];
         let RowsOf { elements, layout, .. } = self.w;
-        let (count, width) = (outputs.len(), tile.len() / K_BLOCK);
-        assert!(count <= width && width <= ROW_BLOCK && words <= K_BLOCK);
+        let (count, width) = (outputs.len(), tile.len() / row);
+        assert!(count <= width && width <= ROW_BLOCK && words <= row);
         let mut starts = layout.starts(along.start);
         for first in (0..words).step_by(STEP) {
             let step = STEP.min(words - first);
@@ -179,9 +178,9 @@ impl<W: Element> Weights for ByColumns<'_, W> {
                     false => line.fill(0.0),
                 }
             }
-            // SAFETY: `across` holds `step` lines of `width` words; the tile `width` rows of `K_BLOCK`, of which `step` words follow
+            // SAFETY: `across` holds `step` lines of `width` words; the tile `width` rows of `row` words, of which `step` words follow
             // `first`.
-            unsafe { transpose(s, across.as_ptr(), width, [step, width], tile.as_mut_ptr().add(first), K_BLOCK) };
+            unsafe { transpose(s, across.as_ptr(), width, [step, width], tile.as_mut_ptr().add(first), row) };
         }
     }
 }
