@@ -27,8 +27,10 @@ const SIDE: usize = 16;
 const BLOCK: usize = 320;
 /// Outputs whose sums are in registers at once.
 const TILE_OUTPUTS: usize = 2 * SIDE;
-/// Outputs whose sums are kept at once: while they pass, a block of `x` stays in the second-level cache.
+/// Outputs whose sums are kept at once if `x` is too large for the second-level cache: while they pass, one block of it stays.
 const ROW_BLOCK: usize = 8 * TILE_OUTPUTS;
+/// Bytes of `x` that stay in the second-level cache while all outputs pass: then the sums can stay in the first.
+const CACHED_BYTES: usize = 1 << 20;
 
 /// Products of `x` rounded to `bf16`.
 pub(super) fn rounded<M: Weights>(cpu: &Cpu, amx: Amx, factors: Factors<'_, M>, out: &mut [f32]) {
@@ -101,10 +103,11 @@ impl<M: Weights, const PARTS: usize> Kernel for Multiply<'_, M, PARTS> {
     fn run<S: Simd>(mut self, s: S) {
         let Factors { n, t, bias, weights, k, .. } = self.factors;
         let layout = self.layout;
+        let row_block = if self.x_is_cached() { TILE_OUTPUTS } else { ROW_BLOCK };
         let tiles = Tiles::configure(self.amx);
         for tokens in blocks(0..layout.tokens, TOKEN_BLOCK) {
-            for rows in blocks(self.range.clone(), ROW_BLOCK) {
-                for (r, sums) in self.sums.chunks_exact_mut(tokens.len()).enumerate() {
+            for rows in blocks(self.range.clone(), row_block) {
+                for (r, sums) in self.sums.chunks_exact_mut(tokens.len()).take(row_block).enumerate() {
                     // Outputs that fill up the last tile are computed and thrown away.
                     sums.fill(bias.and_then(|bias| bias[..rows.end].get(rows.start + r)).copied().unwrap_or(0.0));
                 }
@@ -124,6 +127,11 @@ impl<M: Weights, const PARTS: usize> Kernel for Multiply<'_, M, PARTS> {
 }
 
 impl<M: Weights, const PARTS: usize> Multiply<'_, M, PARTS> {
+    /// Whether all of a block of tokens, in all parts, stays in the second-level cache. Changes the order of outputs, not of sums.
+    fn x_is_cached(&self) -> bool {
+        PARTS * self.layout.len() / self.layout.tokens.max(1) * TOKEN_BLOCK.min(self.layout.tokens) * 4 <= CACHED_BYTES
+    }
+
     /// Adds the products of one block of words to the sums that begin at row `first`.
     #[inline(always)]
     fn products(&mut self, tiles: &Tiles, block: usize, first: usize, tokens: Range<usize>) {

@@ -26,11 +26,12 @@ mod weights;
 
 use std::ops::Range;
 
-pub use gradient::{bias_gradient, input_gradient, weight_gradient};
+pub use gradient::{bias_gradient, weight_gradient};
 pub(crate) use micro::micro;
 pub(crate) use product::{Exact, widen};
 pub(crate) use rows::Rows;
 pub use transposed::linear_transposed;
+pub(crate) use transposed::linear_transposed_f32;
 
 use shadowllm_weights::DType;
 
