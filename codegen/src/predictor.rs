@@ -230,7 +230,7 @@ const MIN_MAX: &str = r#"    float low = __uint_as_float(0x7f800000u), high = __
         high = fmaxf(high, input[i]);
     }
     low = lanes_min<32>(low), high = lanes_max<32>(high);
-    if (lane == 0) slots[threadIdx.x / 32] = low, slots[32 + threadIdx.x / 32] = high;
+    if (threadIdx.x % 32 == 0) slots[threadIdx.x / 32] = low, slots[32 + threadIdx.x / 32] = high;
     __syncthreads();
     for (u32 w = 0; w < $THREADS / 32; w++) low = fminf(low, slots[w]), high = fmaxf(high, slots[32 + w]);
     const float factor = high > low ? 1.0f / (high - low) : 0.0f;
@@ -313,7 +313,7 @@ $BIAS$RELU                out[row] = y;
 
 const START: &str = r#"    float* slots = (float*)shared_memory;
     float* x = slots + 128;
-    const u32 lane = threadIdx.x % 32, sub = threadIdx.x % $LANES, own = threadIdx.x / $LANES;
+    const u32 sub = threadIdx.x % $LANES, own = threadIdx.x / $LANES;
 "#;
 
 /// One layer of a predictor.

@@ -8,7 +8,7 @@
 pub(crate) const PRELUDE: &str = r#"typedef unsigned int u32;
 typedef unsigned short u16;
 typedef unsigned long long u64;
-#define DEVICE inline __device__ __forceinline__
+#define DEVICE __device__ __forceinline__
 #define ALL_LANES 0xffffffffu
 
 // All dynamic shared memory; kernels cut it themselves.
