@@ -31,6 +31,7 @@ mod prelude;
 mod program;
 mod qkv;
 mod reduce;
+pub mod report;
 mod select;
 mod spec;
 mod template;

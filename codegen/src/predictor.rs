@@ -247,7 +247,7 @@ const FLOAT: &str = r#"    __syncthreads();
         planes[place<$F, $NV>(i)] = make_float4(q[0], q[1], q[2], q[3]);
     }
     __syncthreads();
-    for (u32 base = blockIdx.x * $ROWS; base < rows; base += $BLOCKS * $ROWS * $FLIGHT) {
+    for (u32 base = blockIdx.x * $ROWS; base < rows; base += gridDim.x * $ROWS * $FLIGHT) {
         float sum[$FLIGHT];
 #pragma unroll
         for (int f = 0; f < $FLIGHT; f++) sum[f] = 0.0f;
@@ -255,7 +255,7 @@ const FLOAT: &str = r#"    __syncthreads();
             uint4 w[$FLIGHT];
 #pragma unroll
             for (int f = 0; f < $FLIGHT; f++) {
-                const u32 row = base + f * ($BLOCKS * $ROWS) + own;
+                const u32 row = base + f * (gridDim.x * $ROWS) + own;
                 w[f] = row < rows && v < $NV ? __ldg(weight + (u64)row * $NV + v) : make_uint4(0u, 0u, 0u, 0u);
             }
 #pragma unroll
@@ -265,7 +265,7 @@ const FLOAT: &str = r#"    __syncthreads();
         }
 #pragma unroll
         for (int f = 0; f < $FLIGHT; f++) {
-            const u32 row = base + f * ($BLOCKS * $ROWS) + own;
+            const u32 row = base + f * (gridDim.x * $ROWS) + own;
             float y = lanes_sum<$LANES>(sum[f]);
             if (sub == 0 && row < rows) {
 $BIAS$RELU                out[row] = y;
@@ -277,7 +277,7 @@ $BIAS$RELU                out[row] = y;
 const INTEGERS: &str = r#"    __syncthreads();
     uint4* planes = (uint4*)(x + $N4);
     const float unit = round_input<$N, $NV, $THREADS>(x, planes, slots + 64);
-    for (u32 base = blockIdx.x * $ROWS; base < rows; base += $BLOCKS * $ROWS * $FLIGHT) {
+    for (u32 base = blockIdx.x * $ROWS; base < rows; base += gridDim.x * $ROWS * $FLIGHT) {
         float sum[$FLIGHT];
 #pragma unroll
         for (int f = 0; f < $FLIGHT; f++) sum[f] = 0.0f;
@@ -286,7 +286,7 @@ const INTEGERS: &str = r#"    __syncthreads();
             uint4 w[$FLIGHT];
 #pragma unroll
             for (int f = 0; f < $FLIGHT; f++) {
-                const u32 row = base + f * ($BLOCKS * $ROWS) + own;
+                const u32 row = base + f * (gridDim.x * $ROWS) + own;
                 w[f] = row < rows && v < $NV ? __ldg(weight + (u64)row * $NV + v) : make_uint4(0u, 0u, 0u, 0u);
             }
             const u32 at = v < $NV ? v : 0;
@@ -302,7 +302,7 @@ const INTEGERS: &str = r#"    __syncthreads();
         }
 #pragma unroll
         for (int f = 0; f < $FLIGHT; f++) {
-            const u32 row = base + f * ($BLOCKS * $ROWS) + own;
+            const u32 row = base + f * (gridDim.x * $ROWS) + own;
             if (sub == 0 && row < rows) {
                 float y = row_scale[row] * (sum[f] * unit);
 $BIAS$RELU                out[row] = y;
@@ -387,7 +387,6 @@ impl Layer {
                     ("LANES", &lanes),
                     ("STEPS", &vectors.div_ceil(lanes)),
                     ("ROWS", &at_once),
-                    ("BLOCKS", &blocks),
                     ("FLIGHT", &FLIGHT),
                     ("THREADS", &THREADS),
                 ],
@@ -397,12 +396,11 @@ impl Layer {
     }
 }
 
-/// The hidden layer that ranks `kind`; `None` stands for a trunk.
-pub(crate) fn hidden(spec: &KernelSpec, predictor: &PredictorSpec, kind: Option<Kind>, width: usize) -> Kernel {
+/// A hidden layer, or a trunk.
+pub(crate) fn hidden(spec: &KernelSpec, predictor: &PredictorSpec, width: usize) -> Kernel {
     let n = predictor.inputs(spec);
-    let what = kind.map_or("trunk", Kind::name);
     Layer {
-        name: format!("predict_{what}_hidden_n{n}_p{width}_{}", predictor.format.name()),
+        name: format!("predict_hidden_n{n}_p{width}_{}", predictor.format.name()),
         purpose: "Hidden layer of the predictor, from its normalised input.",
         n,
         rows: width,

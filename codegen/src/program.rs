@@ -406,7 +406,7 @@ impl Builder {
         args.push(Arg::U32(window));
         self.launch(here, output::kernel(&spec, contexts), args);
 
-        let kernel = reduce::kernel(&spec, "attention", spec.output_pieces(), spec.bias.out);
+        let kernel = reduce::kernel(&spec, spec.output_pieces(), spec.bias.out);
         self.reduce(layer, kernel, spec.bias.out.then_some(Tensor::OutBias(layer)));
     }
 
@@ -445,7 +445,7 @@ impl Builder {
         }
         // The FFN's lengths are the second of a layer's counts; the kernel knows.
         self.launch(Some(layer), kernel, args);
-        let kernel = reduce::kernel(&spec, "ffn", spec.ffn_pieces(), spec.bias.ffn);
+        let kernel = reduce::kernel(&spec, spec.ffn_pieces(), spec.bias.ffn);
         self.reduce(layer, kernel, spec.bias.ffn.then_some(Tensor::SecondBias(layer)));
     }
 
@@ -523,7 +523,7 @@ impl Builder {
         width: usize,
     ) {
         let n = predictor.inputs(spec);
-        let kernel = predictor::hidden(spec, predictor, kind, width);
+        let kernel = predictor::hidden(spec, predictor, width);
         let mut args = self.layer_tensors(predictor, |part| Tensor::Hidden(station, kind, part), width, n);
         args.push(match predictor.input {
             PredictorInput::Residual => self.residual(),

@@ -48,8 +48,8 @@ const BIAS: &str = r#"        const float4 b = ((const float4*)bias)[at];
         sum.w += b.w;
 "#;
 
-/// `residual += sum of partial [pieces, d] (+ bias)`. `block` names the block that it ends.
-pub(crate) fn kernel(spec: &KernelSpec, block: &str, pieces: usize, bias: bool) -> Kernel {
+/// `residual += sum of partial [pieces, d] (+ bias)`.
+pub(crate) fn kernel(spec: &KernelSpec, pieces: usize, bias: bool) -> Kernel {
     let d = spec.sizes.hidden;
     let mut params = vec![Param::read("partial", Element::F32, pieces * d)];
     if bias {
@@ -58,7 +58,7 @@ pub(crate) fn kernel(spec: &KernelSpec, block: &str, pieces: usize, bias: bool) 
     params.push(Param::buffer("residual", Element::F32, Access::ReadWrite, Traffic::fixed(8 * d)));
     let body = BODY.replace("$BIAS", if bias { BIAS } else { "" });
     Draft {
-        name: format!("reduce_{block}_d{d}_p{pieces}"),
+        name: format!("reduce_d{d}_p{pieces}{}", if bias { "_bias" } else { "" }),
         purpose: "Adds the pieces of a block to the residual stream.",
         grid: [d.div_ceil(COLUMNS), 1],
         threads: THREADS,

@@ -3,7 +3,7 @@
 #![allow(dead_code, clippy::unwrap_used, clippy::print_stderr)]
 
 use shadowllm_codegen::{
-    DType, Kind, KernelSpec, Normalization, PredictorInput, PredictorSpec, Program, Sizes, Sm, WeightFormat,
+    DType, KernelSpec, Kind, Normalization, PredictorInput, PredictorSpec, Program, Sizes, Sm, WeightFormat,
 };
 use shadowllm_nvrtc::Nvrtc;
 
