@@ -111,10 +111,12 @@ template <int WIDTH> DEVICE float lanes_min(float x) {
     return x;
 }
 
-// Sum over the block: lanes, then warps in order. `slots` [WARPS] are written, and free again after the next barrier.
+// Sum over the block: lanes, then warps in order. `slots` [WARPS, rounded up to 4] are written, and free again after the next barrier.
 template <int WARPS> DEVICE float block_sum(float x, float* slots) {
     x = lanes_sum<32>(x);
     if (threadIdx.x % 32 == 0) slots[threadIdx.x / 32] = x;
+    // They are read four at a time.
+    if (WARPS % 4 > 0 && threadIdx.x >= WARPS && threadIdx.x < (WARPS + 3) / 4 * 4) slots[threadIdx.x] = 0.0f;
     __syncthreads();
     float total = slots[0];
 #pragma unroll

@@ -47,6 +47,8 @@ template <int WIDTH, int ITEMS> DEVICE void load_keys(const float* __restrict__ 
 template <int WARPS> DEVICE u32 block_count(int n, u32* slots) {
     n = lanes_sum<32>(n);
     if (threadIdx.x % 32 == 0) slots[threadIdx.x / 32] = n;
+    // They are read four at a time.
+    if (WARPS % 4 > 0 && threadIdx.x >= WARPS && threadIdx.x < (WARPS + 3) / 4 * 4) slots[threadIdx.x] = 0u;
     __syncthreads();
     u32 total = 0;
 #pragma unroll
@@ -110,6 +112,7 @@ DEVICE void collect(const u32 (&keys)[ITEMS], Cut cut, u32* slots, u32* list, u3
     }
     __syncthreads();
     if (threadIdx.x % 32 == 31) slots[threadIdx.x / 32] = before;
+    if (WARPS % 4 > 0 && threadIdx.x >= WARPS && threadIdx.x < (WARPS + 3) / 4 * 4) slots[threadIdx.x] = 0u;
     before -= own;
     __syncthreads();
     u32 all = 0;

@@ -83,3 +83,6 @@ pub fn program(spec: &KernelSpec) -> Program {
 
 /// Both kinds, for loops.
 pub const KINDS: [Kind; 2] = Kind::ALL;
+
+pub mod host;
+pub mod oracle;
