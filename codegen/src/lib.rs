@@ -4,8 +4,40 @@
 //! arithmetic folds, and shared memory is sized exactly. So the kernels are emitted per shape, at load time. This crate is
 //! the pure part of that: text in, text out, no GPU and no I/O, and the same text for the same input.
 //!
-//! [`KernelSpec`] is its input: everything the emitted text depends on.
+//! [`KernelSpec`] is its input, with [`PredictorSpec`] if plans are made on the device; [`Program`] its output: the text, the
+//! memory that it needs and the launches of one token.
+//!
+//! ```
+//! use shadowllm_codegen::{DType, KernelSpec, Program, Sizes, Sm};
+//! let sizes = Sizes {
+//!     layers: 12, hidden: 768, heads: 12, kv_heads: 12, head_dim: 64, ffn: 3072, vocab: 50272, context: 2048,
+//! };
+//! let program = Program::emit(&KernelSpec::opt(sizes, DType::F16, Sm::new(90)?), None, &[])?;
+//! assert!(program.source().contains("ffn_d768_f3072_f16"));
+//! assert_eq!(program.token.len(), 1 + 12 * 6 + 2);
+//! # Ok::<(), shadowllm_codegen::SpecError>(())
+//! ```
 
+mod attention;
+mod embed;
+mod ffn;
+mod geometry;
+mod head;
+mod kernel;
+mod norm;
+mod output;
+mod predictor;
+mod prelude;
+mod program;
+mod qkv;
+mod reduce;
+pub mod report;
+mod select;
 mod spec;
+mod template;
 
-pub use spec::{Activation, DType, Family, KernelSpec, Norm, Sm, SpecError};
+pub use head::{STATUS_BAD_LOGIT, STATUS_BAD_SCORE};
+pub use kernel::{Access, Counts, Element, Kernel, Param, ParamKind, Traffic};
+pub use predictor::{Kind, Normalization, PredictorInput, PredictorSpec, WeightFormat};
+pub use program::{Arg, Buffer, Launch, NormSite, Part, Program, Role, Tensor};
+pub use spec::{Activation, Biases, DType, Family, KernelSpec, Norm, Scope, Sizes, Sm, SpecError};

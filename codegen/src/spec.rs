@@ -11,6 +11,21 @@ pub enum Family {
     Llama,
 }
 
+impl Family {
+    /// Name in names.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Family::Opt => "opt",
+            Family::Llama => "llama",
+        }
+    }
+
+    /// Whether the FFN is gated and positions are rotations.
+    pub(crate) const fn is_llama(self) -> bool {
+        matches!(self, Family::Llama)
+    }
+}
+
 /// Element type of the weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DType {
@@ -31,7 +46,13 @@ impl DType {
         }
     }
 
-    const fn name(self) -> &'static str {
+    /// Elements in 16 bytes, the width of every load of weights.
+    pub const fn vector(self) -> usize {
+        16 / self.size()
+    }
+
+    /// Name in text and in names of kernels.
+    pub const fn name(self) -> &'static str {
         match self {
             DType::F32 => "f32",
             DType::F16 => "f16",
@@ -47,6 +68,8 @@ pub enum Activation {
     Relu,
     /// GELU with the error function.
     Gelu,
+    /// The tanh form of GELU.
+    GeluTanh,
     /// `x * sigmoid(x)`.
     Silu,
 }
@@ -89,11 +112,29 @@ impl fmt::Display for Sm {
     }
 }
 
-/// Shape and variant of one model on one GPU generation. Two equal specs give the same text.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct KernelSpec {
-    /// Form of the layers.
-    pub family: Family,
+/// Over which units a budget is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Scope {
+    /// The same count in every layer.
+    Local,
+    /// Every layer keeps a few, and the rest goes to the best of all layers together.
+    Global,
+}
+
+/// Which biases a model has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Biases {
+    /// Query, key and value projections.
+    pub qkv: bool,
+    /// Output projection of the attention.
+    pub out: bool,
+    /// FFN matrices.
+    pub ffn: bool,
+}
+
+/// The sizes of a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Sizes {
     /// `L`.
     pub layers: usize,
     /// `d`.
@@ -108,16 +149,38 @@ pub struct KernelSpec {
     pub ffn: usize,
     /// `V`.
     pub vocab: usize,
+    /// Positions that the key/value cache has room for.
+    pub context: usize,
+}
+
+/// Shape and variant of one model on one GPU generation. Two equal specs give the same text.
+///
+/// Norms stand in front of the blocks, and the embedding is as wide as the model: the one published model of which neither is true
+/// (OPT-350M) runs on the CPU engine.
+#[derive(Clone, Debug, PartialEq)]
+pub struct KernelSpec {
+    /// Form of the layers.
+    pub family: Family,
+    /// The model's sizes.
+    pub sizes: Sizes,
     /// Type of the weights.
     pub dtype: DType,
+    /// Type of the key/value cache. The CPU engine's is `f32`, so that is what agrees with it; the others halve its bytes.
+    pub cache: DType,
     /// Non-linearity of the FFN.
     pub activation: Activation,
     /// Norm of the residual stream.
     pub norm: Norm,
-    /// Most heads that a plan may keep in a layer.
-    pub max_kept_heads: usize,
-    /// Most neurons that a plan may keep in a layer.
-    pub max_kept_neurons: usize,
+    /// Added to the variance or the mean square.
+    pub norm_eps: f32,
+    /// Which biases there are.
+    pub bias: Biases,
+    /// Row of the table of learned positions that belongs to position 0 (OPT: 2).
+    pub position_offset: usize,
+    /// Positions after which the keys and values of all heads are made, kept or not.
+    pub kv_flush: usize,
+    /// Over which units the budget is counted.
+    pub scope: Scope,
     /// GPU generation.
     pub sm: Sm,
 }
@@ -146,14 +209,28 @@ pub enum SpecError {
         /// Elements in 16 bytes.
         multiple: usize,
     },
-    /// A plan may keep more units than there are.
-    BudgetTooLarge {
+    /// More than the kernels are made for.
+    TooMany {
         /// The field.
         field: &'static str,
         /// Its value.
         found: usize,
-        /// Units of the layer.
-        units: usize,
+        /// The most that it may be.
+        most: usize,
+    },
+    /// Stations of a predictor that cannot be.
+    Stations {
+        /// As given.
+        found: Vec<usize>,
+        /// `L`.
+        layers: usize,
+    },
+    /// One hidden layer of two widths.
+    Trunk {
+        /// Hidden units for heads.
+        heads: Option<usize>,
+        /// Hidden units for neurons.
+        neurons: Option<usize>,
     },
     /// A GPU generation without kernels.
     UnsupportedSm {
@@ -175,8 +252,20 @@ impl fmt::Display for SpecError {
                     "{field} is {found}, but rows are read 16 bytes at a time: it must be a multiple of {multiple}"
                 )
             }
-            SpecError::BudgetTooLarge { field, found, units } => {
-                write!(f, "{field} is {found}, but a layer has {units}")
+            SpecError::TooMany { field, found, most } => {
+                write!(f, "{field} is {found}, but the CUDA kernels are made for at most {most}; use the CPU engine")
+            }
+            SpecError::Stations { found, layers } => {
+                write!(f, "the predictor has stations {found:?}; expected ascending layers from 0 on, below {layers}")
+            }
+            SpecError::Trunk { heads, neurons } => {
+                let width = |units: &Option<usize>| units.map_or("none".to_owned(), |n| n.to_string());
+                write!(
+                    f,
+                    "the hidden layer that heads and neurons share has {} units for heads and {} for neurons",
+                    width(heads),
+                    width(neurons)
+                )
             }
             SpecError::UnsupportedSm { found } => {
                 let known: Vec<_> = Sm::SUPPORTED.iter().map(|sm| sm.version().to_string()).collect();
@@ -189,65 +278,107 @@ impl fmt::Display for SpecError {
 impl std::error::Error for SpecError {}
 
 impl KernelSpec {
+    /// An OPT model as published: ReLU, layer norms, biases everywhere, learned positions.
+    pub fn opt(sizes: Sizes, dtype: DType, sm: Sm) -> KernelSpec {
+        KernelSpec {
+            family: Family::Opt,
+            sizes,
+            dtype,
+            cache: DType::F32,
+            activation: Activation::Relu,
+            norm: Norm::LayerNorm,
+            norm_eps: 1e-5,
+            bias: Biases { qkv: true, out: true, ffn: true },
+            position_offset: 2,
+            kv_flush: 64,
+            scope: Scope::Local,
+            sm,
+        }
+    }
+
+    /// A Llama model as published: gated SiLU, RMS norms, no biases, rotary positions.
+    pub fn llama(sizes: Sizes, dtype: DType, sm: Sm) -> KernelSpec {
+        KernelSpec {
+            family: Family::Llama,
+            activation: Activation::Silu,
+            norm: Norm::RmsNorm,
+            bias: Biases::default(),
+            position_offset: 0,
+            ..KernelSpec::opt(sizes, dtype, sm)
+        }
+    }
+
     /// Checks that kernels exist for this shape.
     ///
     /// # Errors
     /// The first thing that is wrong, in the order of [`SpecError`].
     pub fn validate(&self) -> Result<(), SpecError> {
+        let s = &self.sizes;
         let sizes = [
-            ("layers", self.layers),
-            ("hidden", self.hidden),
-            ("heads", self.heads),
-            ("kv_heads", self.kv_heads),
-            ("head_dim", self.head_dim),
-            ("ffn", self.ffn),
-            ("vocab", self.vocab),
-            ("max_kept_heads", self.max_kept_heads),
-            ("max_kept_neurons", self.max_kept_neurons),
+            ("layers", s.layers),
+            ("hidden", s.hidden),
+            ("heads", s.heads),
+            ("kv_heads", s.kv_heads),
+            ("head_dim", s.head_dim),
+            ("ffn", s.ffn),
+            ("vocab", s.vocab),
+            ("context", s.context),
+            ("kv_flush", self.kv_flush),
         ];
         if let Some((field, _)) = sizes.into_iter().find(|&(_, size)| size == 0) {
             return Err(SpecError::Zero { field });
         }
-        if !self.heads.is_multiple_of(self.kv_heads) {
-            return Err(SpecError::UnevenHeads { heads: self.heads, kv_heads: self.kv_heads });
+        if !s.heads.is_multiple_of(s.kv_heads) {
+            return Err(SpecError::UnevenHeads { heads: s.heads, kv_heads: s.kv_heads });
         }
-        let multiple = 16 / self.dtype.size();
-        for (field, found) in [("hidden", self.hidden), ("head_dim", self.head_dim)] {
+        for (field, found, multiple) in
+            [("hidden", s.hidden, self.dtype.vector()), ("head_dim", s.head_dim, self.cache.vector())]
+        {
             if !found.is_multiple_of(multiple) {
                 return Err(SpecError::RowNotAligned { field, found, multiple });
             }
         }
-        for (field, found, units) in
-            [("max_kept_heads", self.max_kept_heads, self.heads), ("max_kept_neurons", self.max_kept_neurons, self.ffn)]
-        {
-            if found > units {
-                return Err(SpecError::BudgetTooLarge { field, found, units });
+        for (field, found, most) in [
+            ("hidden", s.hidden, MOST_HIDDEN),
+            ("heads", s.heads, MOST_HEADS),
+            ("head_dim", s.head_dim, MOST_HEAD_DIM),
+            ("ffn", s.ffn, MOST_NEURONS),
+        ] {
+            if found > most {
+                return Err(SpecError::TooMany { field, found, most });
             }
         }
         Ok(())
     }
 
-    /// Name that the kernels of this spec carry, so that a profile says what ran:
+    /// Name of this spec, so that a profile or a cached file says what it is of:
     /// `opt_l24_d2048_h32x64_kv32_f8192_v50272_bf16_sm80`.
     pub fn name(&self) -> String {
-        let family = match self.family {
-            Family::Opt => "opt",
-            Family::Llama => "llama",
-        };
+        let s = &self.sizes;
         format!(
-            "{family}_l{}_d{}_h{}x{}_kv{}_f{}_v{}_{}_sm{}",
-            self.layers,
-            self.hidden,
-            self.heads,
-            self.head_dim,
-            self.kv_heads,
-            self.ffn,
-            self.vocab,
+            "{}_l{}_d{}_h{}x{}_kv{}_f{}_v{}_{}_sm{}",
+            self.family.name(),
+            s.layers,
+            s.hidden,
+            s.heads,
+            s.head_dim,
+            s.kv_heads,
+            s.ffn,
+            s.vocab,
             self.dtype.name(),
             self.sm.version()
         )
     }
 }
+
+/// Values of the residual stream that a block keeps in shared memory.
+const MOST_HIDDEN: usize = 12_288;
+/// Heads of a layer that one block ranks.
+const MOST_HEADS: usize = 1024;
+/// Values of a head that the lanes of a warp keep in registers.
+const MOST_HEAD_DIM: usize = 256;
+/// Neurons of a layer, which are counted in 16 bits while they are ranked.
+const MOST_NEURONS: usize = 65_535;
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
@@ -255,8 +386,7 @@ mod tests {
     use super::*;
 
     fn opt_1_3b() -> KernelSpec {
-        KernelSpec {
-            family: Family::Opt,
+        let sizes = Sizes {
             layers: 24,
             hidden: 2048,
             heads: 32,
@@ -264,13 +394,9 @@ mod tests {
             head_dim: 64,
             ffn: 8192,
             vocab: 50272,
-            dtype: DType::BF16,
-            activation: Activation::Relu,
-            norm: Norm::LayerNorm,
-            max_kept_heads: 32,
-            max_kept_neurons: 8192,
-            sm: Sm::new(80).unwrap(),
-        }
+            context: 2048,
+        };
+        KernelSpec::opt(sizes, DType::BF16, Sm::new(80).unwrap())
     }
 
     #[test]
@@ -286,18 +412,25 @@ mod tests {
             message: &'static str,
         }
         let cases = [
-            Case { change: |s| s.ffn = 0, message: "ffn is 0; every size must be at least 1" },
-            Case { change: |s| s.kv_heads = 5, message: "32 query heads cannot share 5 key/value heads evenly" },
+            Case { change: |s| s.sizes.ffn = 0, message: "ffn is 0; every size must be at least 1" },
+            Case { change: |s| s.kv_flush = 0, message: "kv_flush is 0; every size must be at least 1" },
+            Case { change: |s| s.sizes.kv_heads = 5, message: "32 query heads cannot share 5 key/value heads evenly" },
             Case {
-                change: |s| s.hidden = 2052,
+                change: |s| s.sizes.hidden = 2052,
                 message: "hidden is 2052, but rows are read 16 bytes at a time: it must be a multiple of 8",
             },
             Case {
-                change: |s| (s.dtype, s.head_dim) = (DType::F32, 63),
+                change: |s| s.sizes.head_dim = 63,
                 message: "head_dim is 63, but rows are read 16 bytes at a time: it must be a multiple of 4",
             },
-            Case { change: |s| s.max_kept_heads = 33, message: "max_kept_heads is 33, but a layer has 32" },
-            Case { change: |s| s.max_kept_neurons = 9000, message: "max_kept_neurons is 9000, but a layer has 8192" },
+            Case {
+                change: |s| s.sizes.hidden = 16384,
+                message: "hidden is 16384, but the CUDA kernels are made for at most 12288; use the CPU engine",
+            },
+            Case {
+                change: |s| s.sizes.ffn = 70_000,
+                message: "ffn is 70000, but the CUDA kernels are made for at most 65535; use the CPU engine",
+            },
         ];
         for Case { change, message } in cases {
             let mut spec = opt_1_3b();

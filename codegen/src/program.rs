@@ -1,0 +1,567 @@
+//! All kernels of a model, the memory that they need, and the launches of one token: the contract with whoever runs them.
+//!
+//! A runtime knows nothing of the kernels. It compiles [`Program::source`], allocates [`Program::buffers`], fills those whose
+//! [`Role`] says that they hold tensors, and launches [`Program::token`] in order, once per token, each launch after the one in
+//! front of it (captured once as a graph). Nothing in a token waits for the host: the token's id and position, the budget, the
+//! lists and their lengths are device memory, so one graph serves all tokens, budgets and plans.
+//!
+//! # Memory
+//! Every buffer starts at a multiple of 256 bytes. Tensors are uploaded as they are: matrices of [`KernelSpec::dtype`], all records
+//! of a layer in the arrangement of a packed checkpoint, vectors widened to `f32`.
+//!
+//! | role | content |
+//! | --- | --- |
+//! | [`Tensor::Heads`] | `[H, 2*d_h, d]`: record `h` starts at `h * 2*d_h*d`; its rows of Wq, then its columns of Wo |
+//! | [`Tensor::KvHeads`] | `[H_kv, 2*d_h, d]`: rows of Wk, then of Wv |
+//! | [`Tensor::Neurons`] | `[F, R, d]`: fc1 row, fc2 column (R = 2), or gate row, up row, down column (R = 3) |
+//! | [`Tensor::Rope`] | `[context, d_h]`: `d_h/2` cosines, then `d_h/2` sines of every position |
+//! | [`Role::State`] | `[4]` `u32`: token, position, status bits, 0. The host writes token and position of a sequence's next step; |
+//! |   | the last launch of a token writes them for the token after it, so a greedy host need not |
+//! | [`Role::Tokens`] | `[context]`: the greedy choice after position `p` is at `p + 1` |
+//! | [`Role::Budget`] | `[4]`: heads and neurons that each layer keeps, each followed by how many all layers share beyond those |
+//! | [`Role::Lists`] | `[L, H]` and `[L, F]` `u32`: kept units of a layer, ascending. The host writes those of the layers up to the first |
+//! |   | station, which keep everything; without a predictor those of all layers |
+//! | [`Role::Counts`] | `[L, 2]`: lengths of a layer's lists of heads and of neurons; as the lists |
+//! | [`Role::Keys`], [`Role::Values`] | `[L, H_kv, context, d_h]` of [`KernelSpec::cache`], rows below the watermark are there |
+//! | [`Role::Watermarks`] | `[L, H_kv + 1]`: first position that each head lacks; last, the first whose attention input is kept |
+//! | [`Role::Pending`] | `[L, kv_flush, d]`: attention input of position `p` in row `p % kv_flush` |
+//! | [`Role::Logits`] | `[V]`, of the present token |
+//! | [`Role::ReadWhole`] | `[L, pieces]`: neurons whose record was read to the end, with ReLU |
+//!
+//! After a prompt that ran elsewhere, keys, values and the watermarks (all at the prompt's length) are what a token needs.
+
+use crate::kernel::{Kernel, ParamKind};
+use crate::predictor::{Kind, PredictorInput, PredictorSpec, WeightFormat};
+use crate::{Family, KernelSpec, Norm, Scope, SpecError};
+use crate::{attention, embed, ffn, head, norm, output, predictor, prelude, qkv, reduce, select};
+
+/// Norm of a layer or of the model's end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum NormSite {
+    /// In front of the attention of a layer.
+    Attention(usize),
+    /// In front of the FFN of a layer.
+    Ffn(usize),
+    /// In front of the LM head.
+    Final,
+}
+
+/// A tensor of the model or the predictor, for the host to upload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Tensor {
+    /// `[V, d]`.
+    Embedding,
+    /// Learned positions, `[context + offset, d]`.
+    Positions,
+    /// `[V, d]`; the embedding's memory if they are tied.
+    LmHead,
+    /// Query and output rows of a layer's heads.
+    Heads(usize),
+    /// Key and value rows of a layer's key/value heads.
+    KvHeads(usize),
+    /// Records of a layer's neurons.
+    Neurons(usize),
+    /// `[d]` `f32`; ones if the model has none.
+    NormWeight(NormSite),
+    /// `[d]` `f32`; zeros if the model has none.
+    NormBias(NormSite),
+    /// `[H * d_h]` `f32`.
+    QueryBias(usize),
+    /// `[H_kv * d_h]` `f32`.
+    KeyBias(usize),
+    /// `[H_kv * d_h]` `f32`.
+    ValueBias(usize),
+    /// `[d]` `f32`, of the attention's output projection.
+    OutBias(usize),
+    /// `[F]` `f32`, of fc1 or the gate.
+    FirstBias(usize),
+    /// `[F]` `f32`, of up.
+    UpBias(usize),
+    /// `[d]` `f32`, of fc2 or down.
+    SecondBias(usize),
+    /// Cosines and sines.
+    Rope,
+    /// `[n]` `f32`, mean of the inputs of a station.
+    Mean(usize),
+    /// `[n]` `f32`, factor of the inputs of a station.
+    Scale(usize),
+    /// Hidden layer of a station; `None` is the trunk. Rows are padded with zeros to 16 bytes.
+    Hidden(usize, Option<Kind>, Part),
+    /// Output layer of a station, padded likewise.
+    Output(usize, Kind, Part),
+}
+
+/// A part of a predictor's layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Part {
+    /// Rows in the predictor's format.
+    Weight,
+    /// A row's scale, `f32`.
+    RowScale,
+    /// A row's bias, `f32`.
+    Bias,
+}
+
+/// What a buffer is for. See the table of [this module](self).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// Uploaded by the host, never written.
+    Tensor(Tensor),
+    /// Token, position, status.
+    State,
+    /// Greedy choices by position.
+    Tokens,
+    /// Counts of the budget.
+    Budget,
+    /// Kept units.
+    Lists(Kind),
+    /// Lengths of the lists.
+    Counts,
+    /// Keys.
+    Keys,
+    /// Values.
+    Values,
+    /// Watermarks of the lazy fill.
+    Watermarks,
+    /// Attention inputs of positions that some head lacks.
+    Pending,
+    /// Logits.
+    Logits,
+    /// Neurons read to the end.
+    ReadWhole,
+    /// The residual stream, `[d]`.
+    Residual,
+    /// Contexts, `[H, d_h]`, where a predictor reads them.
+    Contexts,
+    /// Predicted scores, `[L, H]` or `[L, F]`; layers up to the first station are not written.
+    Scores(Kind),
+    /// Between two kernels of a token; what is there before does not matter.
+    Scratch(&'static str),
+}
+
+/// Device memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Buffer {
+    /// What it is for.
+    pub role: Role,
+    /// Its size.
+    pub bytes: u64,
+}
+
+/// One argument of a launch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arg {
+    /// Address of byte `offset` of a buffer.
+    Buffer {
+        /// Index into [`Program::buffers`].
+        buffer: usize,
+        /// In bytes.
+        offset: u64,
+    },
+    /// A number.
+    U32(u32),
+}
+
+/// One launch of a kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Launch {
+    /// Index into [`Program::kernels`].
+    pub kernel: usize,
+    /// Blocks in x and y.
+    pub grid: [u32; 2],
+    /// One for each parameter of the kernel.
+    pub args: Vec<Arg>,
+    /// The layer that it belongs to; `None` for embedding, decisions and the end.
+    pub layer: Option<usize>,
+}
+
+/// Everything that one model's tokens need.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Program {
+    /// What it was emitted for.
+    pub spec: KernelSpec,
+    /// Its predictor, if plans are made on the device.
+    pub predictor: Option<PredictorSpec>,
+    /// Text in front of the kernels.
+    pub prelude: String,
+    /// Every kernel once.
+    pub kernels: Vec<Kernel>,
+    /// Device memory.
+    pub buffers: Vec<Buffer>,
+    /// The launches of one token, in order.
+    pub token: Vec<Launch>,
+}
+
+impl Program {
+    /// Emits the kernels of a model. `windows` are the positions that each layer sees, 0 for all; it may be empty if no layer has a
+    /// window.
+    ///
+    /// # Errors
+    /// Those of [`KernelSpec::validate`] and [`PredictorSpec::validate`].
+    pub fn emit(spec: &KernelSpec, predictor: Option<&PredictorSpec>, windows: &[u32]) -> Result<Program, SpecError> {
+        spec.validate()?;
+        if let Some(predictor) = predictor {
+            predictor.validate(spec)?;
+        }
+        let program = Program {
+            spec: spec.clone(),
+            predictor: predictor.cloned(),
+            prelude: prelude_of(spec, predictor),
+            kernels: Vec::new(),
+            buffers: Vec::new(),
+            token: Vec::new(),
+        };
+        let mut builder = Builder { program };
+        builder.token(windows);
+        Ok(builder.program)
+    }
+
+    /// The whole text, for one call of the compiler.
+    pub fn source(&self) -> String {
+        let mut text = format!("// {}\n{}", self.spec.name(), self.prelude);
+        for kernel in &self.kernels {
+            text.push('\n');
+            text.push_str(&kernel.source);
+        }
+        text
+    }
+
+    /// The buffer of a role.
+    pub fn buffer(&self, role: Role) -> Option<usize> {
+        self.buffers.iter().position(|buffer| buffer.role == role)
+    }
+}
+
+fn prelude_of(spec: &KernelSpec, predictor: Option<&PredictorSpec>) -> String {
+    let mut text = prelude::PRELUDE.to_owned();
+    text += ffn::activation(spec.activation);
+    text += &norm::function(spec);
+    text += &qkv::functions(spec);
+    if let Some(predictor) = predictor {
+        if predictor.format == WeightFormat::Int8 {
+            text += predictor::FUNCTIONS;
+        }
+        text += &select::functions(spec.scope == Scope::Global);
+    }
+    text
+}
+
+/// Puts a program together: kernels and buffers come into being when a launch first asks for them.
+struct Builder {
+    program: Program,
+}
+
+impl Builder {
+    fn spec(&self) -> &KernelSpec {
+        &self.program.spec
+    }
+
+    /// The address of element `at` (of `size` bytes) of the buffer of `role`, which has `bytes` in all.
+    fn at(&mut self, role: Role, bytes: usize, offset: usize) -> Arg {
+        let buffer = self.program.buffer(role).unwrap_or_else(|| {
+            self.program.buffers.push(Buffer { role, bytes: bytes as u64 });
+            self.program.buffers.len() - 1
+        });
+        Arg::Buffer { buffer, offset: offset as u64 }
+    }
+
+    fn all(&mut self, role: Role, bytes: usize) -> Arg {
+        self.at(role, bytes, 0)
+    }
+
+    fn tensor(&mut self, tensor: Tensor, bytes: usize) -> Arg {
+        self.all(Role::Tensor(tensor), bytes)
+    }
+
+    fn launch(&mut self, layer: Option<usize>, kernel: Kernel, args: Vec<Arg>) {
+        let grid = kernel.grid;
+        self.launch_on(layer, kernel, grid, args);
+    }
+
+    fn launch_on(&mut self, layer: Option<usize>, kernel: Kernel, grid: [u32; 2], args: Vec<Arg>) {
+        debug_assert_eq!(kernel.params.len(), args.len(), "{}", kernel.name);
+        debug_assert!(kernel.params.iter().zip(&args).all(|(param, arg)| match param.kind {
+            ParamKind::Buffer(..) => matches!(arg, Arg::Buffer { .. }),
+            ParamKind::U32 => matches!(arg, Arg::U32(_)),
+        }));
+        let kernels = &mut self.program.kernels;
+        let index = kernels.iter().position(|known| known.name == kernel.name).unwrap_or_else(|| {
+            kernels.push(kernel);
+            kernels.len() - 1
+        });
+        self.program.token.push(Launch { kernel: index, grid, args, layer });
+    }
+
+    fn state(&mut self) -> Arg {
+        self.all(Role::State, 16)
+    }
+
+    fn residual(&mut self) -> Arg {
+        let bytes = 4 * self.spec().sizes.hidden;
+        self.all(Role::Residual, bytes)
+    }
+
+    /// Counts of a layer.
+    fn counts(&mut self, layer: usize) -> Arg {
+        let layers = self.spec().sizes.layers;
+        self.at(Role::Counts, 8 * layers, 8 * layer)
+    }
+
+    /// List of a layer.
+    fn list(&mut self, kind: Kind, layer: usize) -> Arg {
+        let width = predictor::units(self.spec(), kind);
+        let layers = self.spec().sizes.layers;
+        self.at(Role::Lists(kind), 4 * layers * width, 4 * layer * width)
+    }
+
+    /// Arguments of the parameters of a norm.
+    fn norm(&mut self, site: NormSite) -> Vec<Arg> {
+        let bytes = 4 * self.spec().sizes.hidden;
+        let mut args = vec![self.residual(), self.tensor(Tensor::NormWeight(site), bytes)];
+        if self.spec().norm == Norm::LayerNorm {
+            args.push(self.tensor(Tensor::NormBias(site), bytes));
+        }
+        args
+    }
+
+    fn token(&mut self, windows: &[u32]) {
+        self.embed();
+        let stations = self.program.predictor.as_ref().map_or(Vec::new(), |p| p.stations.clone());
+        for layer in 0..self.spec().sizes.layers {
+            self.attention(layer, windows.get(layer).copied().unwrap_or(0));
+            self.ffn(layer);
+            if let Some(station) = stations.iter().position(|&after| after == layer) {
+                self.decide(station);
+            }
+        }
+        self.end();
+    }
+
+    fn embed(&mut self) {
+        let kernel = embed::kernel(self.spec());
+        let (s, row) = (self.spec().sizes, self.spec().row_bytes() as usize);
+        let mut args = vec![self.tensor(Tensor::Embedding, s.vocab * row)];
+        if self.spec().family == Family::Opt {
+            let rows = s.context + self.spec().position_offset;
+            args.push(self.tensor(Tensor::Positions, rows * row));
+        }
+        args.extend([self.state(), self.residual()]);
+        self.launch(None, kernel, args);
+    }
+
+    fn reads_contexts(&self) -> bool {
+        self.program.predictor.as_ref().is_some_and(|p| p.input == PredictorInput::Contexts)
+    }
+
+    fn contexts(&mut self) -> Arg {
+        let bytes = 4 * self.spec().sizes.heads * self.spec().sizes.head_dim;
+        self.all(Role::Contexts, bytes)
+    }
+
+    fn attention(&mut self, layer: usize, window: u32) {
+        let spec = self.spec().clone();
+        let s = &spec.sizes;
+        let (row, here) = (spec.row_bytes() as usize, Some(layer));
+        let heads = self.tensor(Tensor::Heads(layer), s.heads * 2 * s.head_dim * row);
+        let kv_heads = self.tensor(Tensor::KvHeads(layer), s.kv_heads * 2 * s.head_dim * row);
+        let (list, counts, state) = (self.list(Kind::Heads, layer), self.counts(layer), self.state());
+        let cached = s.kv_heads * s.context * s.head_dim * spec.cache.size();
+        let keys = self.at(Role::Keys, s.layers * cached, layer * cached);
+        let values = self.at(Role::Values, s.layers * cached, layer * cached);
+        let marks = 4 * (s.kv_heads + 1);
+        let watermark = self.at(Role::Watermarks, s.layers * marks, layer * marks);
+        let ring = 4 * spec.kv_flush * s.hidden;
+        let pending = self.at(Role::Pending, s.layers * ring, layer * ring);
+        let queries = self.all(Role::Scratch("queries"), 4 * s.heads * s.head_dim);
+
+        let mut args = vec![heads, kv_heads];
+        args.extend(self.norm(NormSite::Attention(layer)));
+        if spec.bias.qkv {
+            args.push(self.tensor(Tensor::QueryBias(layer), 4 * s.heads * s.head_dim));
+            args.push(self.tensor(Tensor::KeyBias(layer), 4 * s.kv_heads * s.head_dim));
+            args.push(self.tensor(Tensor::ValueBias(layer), 4 * s.kv_heads * s.head_dim));
+        }
+        if spec.family.is_llama() {
+            args.push(self.tensor(Tensor::Rope, 4 * s.context * s.head_dim));
+        }
+        args.extend([list, counts, state, watermark, pending, keys, values, queries]);
+        self.launch(here, qkv::kernel(&spec), args);
+
+        let pieces = s.heads * spec.splits();
+        let piece_sums = self.all(Role::Scratch("attention sums"), 4 * pieces * s.head_dim);
+        let piece_stats = self.all(Role::Scratch("attention maxima"), 8 * pieces);
+        let contexts = self.reads_contexts();
+        let mut args = vec![keys, values, queries, list, counts, state, watermark, piece_sums, piece_stats];
+        if contexts {
+            args.push(self.contexts());
+        }
+        args.push(Arg::U32(window));
+        self.launch(here, attention::kernel(&spec, contexts), args);
+
+        let partial = self.partial();
+        let mut args = vec![heads, piece_sums, piece_stats, list, counts, state, partial];
+        if contexts {
+            args.push(self.contexts());
+        }
+        args.push(Arg::U32(window));
+        self.launch(here, output::kernel(&spec, contexts), args);
+
+        let kernel = reduce::kernel(&spec, spec.output_pieces(), spec.bias.out);
+        self.reduce(layer, kernel, spec.bias.out.then_some(Tensor::OutBias(layer)));
+    }
+
+    /// Pieces of a block's sum, which attention and FFN use in turn.
+    fn partial(&mut self) -> Arg {
+        let spec = self.spec();
+        let bytes = 4 * spec.sizes.hidden * spec.output_pieces().max(spec.ffn_pieces());
+        self.all(Role::Scratch("pieces"), bytes)
+    }
+
+    fn reduce(&mut self, layer: usize, kernel: Kernel, bias: Option<Tensor>) {
+        let bytes = 4 * self.spec().sizes.hidden;
+        let mut args = vec![self.partial()];
+        args.extend(bias.map(|bias| self.tensor(bias, bytes)));
+        args.push(self.residual());
+        self.launch(Some(layer), kernel, args);
+    }
+
+    fn ffn(&mut self, layer: usize) {
+        let spec = self.spec().clone();
+        let (s, gated) = (&spec.sizes, spec.family.is_llama());
+        let kernel = ffn::kernel(&spec);
+        let record = spec.row_bytes() as usize * if gated { 3 } else { 2 };
+        let mut args = vec![self.tensor(Tensor::Neurons(layer), s.ffn * record)];
+        args.extend(self.norm(NormSite::Ffn(layer)));
+        if spec.bias.ffn {
+            args.push(self.tensor(Tensor::FirstBias(layer), 4 * s.ffn));
+            if gated {
+                args.push(self.tensor(Tensor::UpBias(layer), 4 * s.ffn));
+            }
+        }
+        args.extend([self.list(Kind::Neurons, layer), self.counts(layer), self.partial()]);
+        if kernel.params.last().is_some_and(|param| param.name == "read_whole") {
+            let pieces = 4 * spec.ffn_pieces();
+            args.push(self.at(Role::ReadWhole, s.layers * pieces, layer * pieces));
+        }
+        // The FFN's lengths are the second of a layer's counts; the kernel knows.
+        self.launch(Some(layer), kernel, args);
+        let kernel = reduce::kernel(&spec, spec.ffn_pieces(), spec.bias.ffn);
+        self.reduce(layer, kernel, spec.bias.ffn.then_some(Tensor::SecondBias(layer)));
+    }
+
+    fn end(&mut self) {
+        let spec = self.spec().clone();
+        let s = &spec.sizes;
+        let blocks = 4 * head::blocks(&spec);
+        let mut args = vec![self.tensor(Tensor::LmHead, s.vocab * spec.row_bytes() as usize)];
+        args.extend(self.norm(NormSite::Final));
+        let best = self.all(Role::Scratch("best logits"), blocks);
+        let id = self.all(Role::Scratch("best tokens"), blocks);
+        args.extend([self.all(Role::Logits, 4 * s.vocab), best, id, self.status()]);
+        self.launch(None, head::head(&spec), args);
+        let args = vec![best, id, self.state(), self.all(Role::Tokens, 4 * s.context)];
+        self.launch(None, head::choose(&spec), args);
+    }
+
+    fn status(&mut self) -> Arg {
+        self.at(Role::State, 16, 8)
+    }
+
+    fn decide(&mut self, station: usize) {
+        let spec = self.spec().clone();
+        let Some(predictor) = self.program.predictor.clone() else { return };
+        let layers = predictor.layers(&spec, station);
+        if layers.is_empty() {
+            return;
+        }
+        let trunk_width = predictor.heads.or(predictor.neurons).filter(|_| predictor.trunk);
+        if let Some(width) = trunk_width {
+            self.hidden(&spec, &predictor, station, None, width);
+        }
+        for kind in Kind::ALL {
+            let Some(width) = predictor.width(kind) else { continue };
+            if trunk_width.is_none() {
+                self.hidden(&spec, &predictor, station, Some(kind), width);
+            }
+            let units = predictor::units(&spec, kind);
+            let rows = layers.len() * units;
+            let kernel = predictor::output(&spec, &predictor, kind, width);
+            let part = |part| Tensor::Output(station, kind, part);
+            let mut args = self.layer_tensors(&predictor, part, rows, width);
+            args.push(self.all(Role::Scratch("hidden layer"), 4 * width));
+            let scores = self.at(Role::Scores(kind), 4 * spec.sizes.layers * units, 4 * layers.start * units);
+            args.extend([scores, Arg::U32(rows as u32)]);
+            self.launch(None, kernel, args);
+            self.select(&spec, kind, layers.clone(), scores);
+        }
+    }
+
+    /// Weight, scale and bias of a predictor's layer.
+    fn layer_tensors(
+        &mut self,
+        predictor: &PredictorSpec,
+        part: impl Fn(Part) -> Tensor,
+        rows: usize,
+        n: usize,
+    ) -> Vec<Arg> {
+        let mut args = vec![self.tensor(part(Part::Weight), rows * predictor.format.row_bytes(n))];
+        if predictor.format == WeightFormat::Int8 {
+            args.push(self.tensor(part(Part::RowScale), 4 * rows));
+        }
+        if predictor.bias {
+            args.push(self.tensor(part(Part::Bias), 4 * rows));
+        }
+        args
+    }
+
+    fn hidden(
+        &mut self,
+        spec: &KernelSpec,
+        predictor: &PredictorSpec,
+        station: usize,
+        kind: Option<Kind>,
+        width: usize,
+    ) {
+        let n = predictor.inputs(spec);
+        let kernel = predictor::hidden(spec, predictor, width);
+        let mut args = self.layer_tensors(predictor, |part| Tensor::Hidden(station, kind, part), width, n);
+        args.push(match predictor.input {
+            PredictorInput::Residual => self.residual(),
+            PredictorInput::Contexts => self.contexts(),
+        });
+        if predictor.normalization == predictor::Normalization::Standardize {
+            args.push(self.tensor(Tensor::Mean(station), 4 * n));
+            args.push(self.tensor(Tensor::Scale(station), 4 * n));
+        }
+        let most = predictor.heads.max(predictor.neurons).unwrap_or(width);
+        args.push(self.all(Role::Scratch("hidden layer"), 4 * most));
+        args.push(Arg::U32(width as u32));
+        self.launch(None, kernel, args);
+    }
+
+    fn select(&mut self, spec: &KernelSpec, kind: Kind, layers: std::ops::Range<usize>, scores: Arg) {
+        let most = self.program.predictor.as_ref().map_or(0, |p| p.layers(spec, 0).len());
+        let grid = [layers.len() as u32, 1];
+        let second = usize::from(kind == Kind::Neurons);
+        let budget = self.at(Role::Budget, 16, 8 * second);
+        let list = self.list(kind, layers.start);
+        let all = spec.sizes.layers;
+        let counts = self.at(Role::Counts, 8 * all, 8 * layers.start + 4 * second);
+        let common = [scores, budget, self.status()];
+        if spec.scope == Scope::Local {
+            let args = [&common[..], &[list, counts]].concat();
+            return self.launch_on(None, select::local(spec, kind, most), grid, args);
+        }
+        let [cut, histogram, ties, collect] = select::global(spec, kind, most);
+        let cuts = self.all(Role::Scratch("cuts"), 16 * all);
+        let bins = self.all(Role::Scratch("histograms"), 4 * select::DIGITS * select::BINS);
+        let rest = self.all(Role::Scratch("common cut"), 8);
+        self.launch_on(None, cut, grid, [&common[..], &[cuts, bins]].concat());
+        for digit in 0..select::DIGITS as u32 {
+            let args = [&common[..], &[cuts, bins, Arg::U32(digit)]].concat();
+            self.launch_on(None, histogram.clone(), grid, args);
+        }
+        self.launch_on(None, ties, grid, [&common[..], &[cuts, bins, rest]].concat());
+        self.launch_on(None, collect, grid, [&common[..], &[cuts, rest, list, counts]].concat());
+    }
+}

@@ -1,0 +1,250 @@
+//! A program on the emulated device, with random weights.
+
+use std::collections::HashMap;
+
+use half::{bf16, f16};
+use shadowllm_codegen::{
+    Arg, DType, KernelSpec, Kind, NormSite, Part, PredictorSpec, Program, Role, Tensor, WeightFormat,
+};
+use shadowllm_emulator::{Arg as Given, Buffer, Counters, Device, Module};
+use shadowllm_nvrtc::{Nvrtc, Options};
+
+/// SplitMix64.
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn word(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// In -1..1.
+    pub fn unit(&mut self) -> f32 {
+        (self.word() >> 40) as f32 / (1_u64 << 23) as f32 - 1.0
+    }
+
+    pub fn below(&mut self, n: usize) -> usize {
+        (self.word() % n as u64) as usize
+    }
+
+    /// Some of `0..n`, ascending.
+    pub fn some(&mut self, n: usize, count: usize) -> Vec<u32> {
+        let mut all: Vec<u32> = (0..n as u32).collect();
+        for i in (1..n).rev() {
+            all.swap(i, self.below(i + 1));
+        }
+        all.truncate(count);
+        all.sort_unstable();
+        all
+    }
+}
+
+/// A compiled program on the device.
+pub struct Host {
+    pub program: Program,
+    pub device: Device,
+    module: Module,
+    buffers: Vec<Buffer>,
+    /// Values of floating-point tensors as the device sees them.
+    pub tensors: HashMap<Tensor, Vec<f32>>,
+    /// 8-bit weights, with their padding.
+    pub integers: HashMap<Tensor, Vec<i8>>,
+}
+
+fn format_of(program: &Program, tensor: Tensor) -> WeightFormat {
+    let predicted = program.predictor.as_ref().map(|predictor| predictor.format);
+    match tensor {
+        Tensor::Embedding
+        | Tensor::Positions
+        | Tensor::LmHead
+        | Tensor::Heads(_)
+        | Tensor::KvHeads(_)
+        | Tensor::Neurons(_) => WeightFormat::Float(program.spec.dtype),
+        Tensor::Hidden(_, _, Part::Weight) | Tensor::Output(_, _, Part::Weight) => predicted.unwrap(),
+        _ => WeightFormat::Float(DType::F32),
+    }
+}
+
+pub fn rounded(value: f32, dtype: DType) -> f32 {
+    match dtype {
+        DType::F32 => value,
+        DType::F16 => f16::from_f32(value).to_f32(),
+        DType::BF16 => bf16::from_f32(value).to_f32(),
+    }
+}
+
+impl Host {
+    /// A program as PTX, to make hosts of.
+    pub fn compile(nvrtc: &Nvrtc, spec: &KernelSpec, predictor: Option<&PredictorSpec>) -> (Program, String) {
+        let program = Program::emit(spec, predictor, &[]).unwrap();
+        let compiled = nvrtc.compile(&program.source(), &Options::new(spec.sm.version())).unwrap();
+        (program, compiled.ptx)
+    }
+
+    pub fn new((program, ptx): &(Program, String), seed: u64) -> Host {
+        let program = program.clone();
+        let spec = &program.spec;
+        let mut device = Device::new();
+        let module = device.load(ptx).unwrap();
+        let mut random = Random(seed);
+        let (mut tensors, mut integers) = (HashMap::new(), HashMap::new());
+        let mut buffers = Vec::new();
+        for buffer in &program.buffers {
+            let name = format!("{:?}", buffer.role);
+            let bytes = buffer.bytes as usize;
+            let handle = match buffer.role {
+                Role::Tensor(tensor) => {
+                    let handle = match format_of(&program, tensor) {
+                        WeightFormat::Int8 => {
+                            let values: Vec<i8> = (0..bytes).map(|_| random.word() as i8).collect();
+                            let handle = device.alloc_from(&name, &values);
+                            integers.insert(tensor, values);
+                            handle
+                        }
+                        WeightFormat::Float(dtype) => {
+                            let values = draw(tensor, spec, bytes / dtype.size(), &mut random);
+                            let values: Vec<f32> = values.into_iter().map(|v| rounded(v, dtype)).collect();
+                            let handle = match dtype {
+                                DType::F32 => device.alloc_from(&name, &values),
+                                DType::F16 => {
+                                    let bits: Vec<u16> = values.iter().map(|v| f16::from_f32(*v).to_bits()).collect();
+                                    device.alloc_from(&name, &bits)
+                                }
+                                DType::BF16 => {
+                                    let bits: Vec<u16> = values.iter().map(|v| bf16::from_f32(*v).to_bits()).collect();
+                                    device.alloc_from(&name, &bits)
+                                }
+                            };
+                            tensors.insert(tensor, values);
+                            handle
+                        }
+                    };
+                    device.set_read_only(handle, true).unwrap();
+                    handle
+                }
+                Role::State | Role::Watermarks => device.alloc_from(&name, &vec![0_u32; bytes / 4]),
+                _ => device.alloc(&name, bytes),
+            };
+            buffers.push(handle);
+        }
+        let mut host = Host { program, device, module, buffers, tensors, integers };
+        let s = host.program.spec.sizes;
+        for layer in 0..s.layers {
+            let (heads, neurons): (Vec<u32>, Vec<u32>) = ((0..s.heads as u32).collect(), (0..s.ffn as u32).collect());
+            host.keep(layer, &heads, &neurons);
+        }
+        host
+    }
+
+    pub fn buffer(&self, role: Role) -> Buffer {
+        self.buffers[self.program.buffer(role).unwrap()]
+    }
+
+    /// Writes the lists of a layer.
+    pub fn keep(&mut self, layer: usize, heads: &[u32], neurons: &[u32]) {
+        let s = self.program.spec.sizes;
+        for (kind, width, list) in [(Kind::Heads, s.heads, heads), (Kind::Neurons, s.ffn, neurons)] {
+            let buffer = self.buffer(Role::Lists(kind));
+            self.device.upload(buffer, 4 * layer * width, list).unwrap();
+        }
+        let counts = self.buffer(Role::Counts);
+        self.device.upload(counts, 8 * layer, &[heads.len() as u32, neurons.len() as u32]).unwrap();
+    }
+
+    /// The lists of a layer as the device has them.
+    pub fn kept(&self, layer: usize, kind: Kind) -> Vec<u32> {
+        let s = self.program.spec.sizes;
+        let (width, second) = if kind == Kind::Heads { (s.heads, 0) } else { (s.ffn, 1) };
+        let count = self.values::<u32>(Role::Counts)[2 * layer + second] as usize;
+        let bytes = self.device.download_bytes(self.buffer(Role::Lists(kind)), 4 * layer * width, 4 * count).unwrap();
+        bytes.chunks_exact(4).map(|b| u32::from_le_bytes(b.try_into().unwrap())).collect()
+    }
+
+    pub fn start(&mut self, token: u32, position: u32) {
+        let state = self.buffer(Role::State);
+        self.device.upload(state, 0, &[token, position]).unwrap();
+    }
+
+    /// Launch `index` of a token.
+    pub fn launch(&mut self, index: usize) -> Counters {
+        let launch = &self.program.token[index];
+        let kernel = &self.program.kernels[launch.kernel];
+        let args: Vec<Given> = launch
+            .args
+            .iter()
+            .map(|arg| match *arg {
+                Arg::Buffer { buffer, offset } => Given::At(self.buffers[buffer], offset),
+                Arg::U32(value) => Given::U32(value),
+            })
+            .collect();
+        let [x, y] = launch.grid;
+        let result =
+            self.device.launch(&self.module, &kernel.name, [x, y, 1], [kernel.threads, 1, 1], kernel.shared, &args);
+        result.unwrap_or_else(|error| panic!("launch {index}, {}: {error}", kernel.name))
+    }
+
+    /// All launches of a token.
+    pub fn token(&mut self) {
+        for index in 0..self.program.token.len() {
+            self.launch(index);
+        }
+    }
+
+    pub fn values<T: bytemuck_shim::Plain>(&self, role: Role) -> Vec<T> {
+        T::download(&self.device, self.buffer(role))
+    }
+
+    pub fn tensor(&self, tensor: Tensor) -> &[f32] {
+        &self.tensors[&tensor]
+    }
+}
+
+/// The element types that tests download.
+pub mod bytemuck_shim {
+    use super::{Buffer, Device};
+
+    pub trait Plain: Sized {
+        fn download(device: &Device, buffer: Buffer) -> Vec<Self>;
+    }
+
+    impl Plain for u32 {
+        fn download(device: &Device, buffer: Buffer) -> Vec<u32> {
+            device.download(buffer).unwrap()
+        }
+    }
+
+    impl Plain for f32 {
+        fn download(device: &Device, buffer: Buffer) -> Vec<f32> {
+            device.download(buffer).unwrap()
+        }
+    }
+}
+
+/// Values that keep activations in the range of a real model's.
+fn draw(tensor: Tensor, spec: &KernelSpec, n: usize, random: &mut Random) -> Vec<f32> {
+    let s = spec.sizes;
+    if tensor == Tensor::Rope {
+        let half = s.head_dim / 2;
+        let angle = |i: usize| {
+            let (position, c) = (i / s.head_dim, i % s.head_dim % half);
+            position as f64 * 10_000_f64.powf(-(c as f64) / half as f64)
+        };
+        return (0..n)
+            .map(|i| if i % s.head_dim < half { angle(i).cos() as f32 } else { angle(i).sin() as f32 })
+            .collect();
+    }
+    let (centre, width) = match tensor {
+        Tensor::Embedding | Tensor::Positions => (0.0, 1.0),
+        Tensor::LmHead | Tensor::Heads(_) | Tensor::KvHeads(_) | Tensor::Neurons(_) => {
+            (0.0, (6.0 / s.hidden as f32).sqrt())
+        }
+        Tensor::NormWeight(_) | Tensor::Scale(_) => (1.0, 0.3),
+        Tensor::Hidden(_, _, Part::RowScale) | Tensor::Output(_, _, Part::RowScale) => (0.01, 0.005),
+        Tensor::NormBias(NormSite::Final) => (0.0, 0.5),
+        _ => (0.0, 0.3),
+    };
+    (0..n).map(|_| centre + width * random.unit()).collect()
+}
