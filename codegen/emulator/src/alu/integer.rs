@@ -225,12 +225,20 @@ pub fn word3(name: &str, kind: &str) -> Option<Word3> {
         ("prmt.rc16", "b32") => {
             lanes!(Word; a: Word, b: Word, c: Word => permute(a, b, if c & 1 == 0 { 0x1010 } else { 0x3232 }))
         }
+        ("dp2a.lo", "s32.s32") => lanes!(Word; a: Word, b: Word, c: Word => dot2(a, b, c)),
+        ("dp2a.hi", "s32.s32") => lanes!(Word; a: Word, b: Word, c: Word => dot2(a, b >> 16, c)),
         ("dp4a", "u32.u32") => lanes!(Word; a: Word, b: Word, c: Word => dot4(a, b, c, false, false)),
         ("dp4a", "u32.s32") => lanes!(Word; a: Word, b: Word, c: Word => dot4(a, b, c, false, true)),
         ("dp4a", "s32.u32") => lanes!(Word; a: Word, b: Word, c: Word => dot4(a, b, c, true, false)),
         ("dp4a", "s32.s32") => lanes!(Word; a: Word, b: Word, c: Word => dot4(a, b, c, true, true)),
         _ => return None,
     })
+}
+
+/// `dp2a`: signed halves of `a` times the two lower signed bytes of `b`, plus `c`.
+fn dot2(a: u32, b: u32, c: u32) -> u32 {
+    let product = |i: u32| i32::from((a >> (16 * i)) as i16).wrapping_mul(i32::from((b >> (8 * i)) as i8));
+    c.wrapping_add(product(0) as u32).wrapping_add(product(1) as u32)
 }
 
 /// Selectors of `prmt.b4e`, by the two low bits of the control operand.
