@@ -7,7 +7,7 @@
 //! With a `global` budget every layer first keeps its own best few; what is left of all layers competes for the rest. That
 //! threshold is found by three histograms of 11, 11 and 10 bits over all layers (sums of integers, whatever their order), ties are
 //! counted layer by layer, and the walk is the same. The two cuts of a layer, its own and the common one, are one cut: the
-//! common threshold is never over the own one.
+//! one with the lower threshold.
 //!
 //! Semantics are those of the engine's `sparsity::select`: both zeros are one, ties go to the lower layer, then to the lower index.
 //! The counts of the budget are read from device memory.
@@ -272,7 +272,8 @@ const COLLECT: &str = r#"    u32* slots = (u32*)shared_memory;
     u32 keys[$ITEMS];
     load_keys<$WIDTH>(scores + (u64)blockIdx.x * $WIDTH, keys, status);
     Cut cut = {cuts[4 * blockIdx.x], cuts[4 * blockIdx.x + 1], 0u};
-    if (budget[1] > 0u) {
+    // A layer whose own threshold is lower has nothing over the common one but what it keeps anyway.
+    if (budget[1] > 0u && rest[0] <= cut.threshold) {
         // Ties go to the lower layers: what those before this one leave.
         u32 left = rest[1];
         for (u32 layer = 0; layer < blockIdx.x; layer++) {

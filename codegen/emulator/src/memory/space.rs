@@ -1,0 +1,52 @@
+//! Addresses. Every buffer has a terabyte of addresses of its own and begins in the middle of it: from an address alone one can
+//! say which buffer was meant and how far off it is, also when it lies before the beginning.
+
+use crate::parse::Space;
+
+const SHIFT: u32 = 40;
+const MIDDLE: u64 = 1 << (SHIFT - 1);
+/// Generic address of the first byte of shared memory.
+pub const SHARED_WINDOW: u64 = (1 << SHIFT) + MIDDLE;
+/// Generic address of the first byte of local memory.
+pub const LOCAL_WINDOW: u64 = (2 << SHIFT) + MIDDLE;
+/// The terabyte of the first buffer.
+const FIRST_BUFFER: u64 = 16;
+
+/// Where an address leads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// The buffer of this number.
+    Buffer(u32),
+    /// Shared memory of the block.
+    Shared,
+    /// Local memory of the thread.
+    Local,
+    /// Arguments.
+    Param,
+    /// Nowhere.
+    Nothing,
+}
+
+/// The address of the first byte of a buffer.
+pub fn address(buffer: u32) -> u64 {
+    ((FIRST_BUFFER + u64::from(buffer)) << SHIFT) + MIDDLE
+}
+
+/// What `address` in `space` means, and the offset there.
+pub fn locate(space: Space, address: u64) -> (Target, i64) {
+    match space {
+        Space::Shared => (Target::Shared, address.cast_signed()),
+        Space::Local => (Target::Local, address.cast_signed()),
+        Space::Param => (Target::Param, address.cast_signed()),
+        Space::Global | Space::Const | Space::Generic => {
+            let offset = (address & ((1 << SHIFT) - 1)).cast_signed() - MIDDLE.cast_signed();
+            let target = match address >> SHIFT {
+                1 if space == Space::Generic => Target::Shared,
+                2 if space == Space::Generic => Target::Local,
+                number if number >= FIRST_BUFFER => Target::Buffer((number - FIRST_BUFFER) as u32),
+                _ => Target::Nothing,
+            };
+            (target, offset)
+        }
+    }
+}
