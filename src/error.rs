@@ -19,6 +19,9 @@ pub enum Error {
     /// Text, sampling or chat settings are wrong.
     #[error(transparent)]
     Generate(#[from] crate::generate::GenerateError),
+    /// A device cannot be used, or not for what was asked.
+    #[error(transparent)]
+    Gpu(#[from] crate::gpu::GpuError),
     /// An operation on tokens was given none.
     #[error("no tokens were given; a prompt needs at least one (an empty text has none unless the tokenizer adds one)")]
     NoTokens,

@@ -19,6 +19,7 @@
 //! | module | what it holds |
 //! | --- | --- |
 //! | [`generate`] | engine, sessions, sampling, streaming, tokenizers, chat templates |
+//! | [`gpu`] | decoding on a GPU, or on its emulator |
 //! | [`eval`] | perplexity, log-likelihoods and tasks, dense or under a policy |
 //! | [`learn`] | gradients of activations, criteria, samples, and the training of predictors |
 //! | [`sparsity`] | budgets, plans and the policies that make them, predictors |
@@ -32,6 +33,7 @@ pub mod cli;
 mod error;
 pub mod eval;
 pub mod generate;
+pub mod gpu;
 pub mod kernels;
 pub mod learn;
 pub mod model;

@@ -138,7 +138,7 @@ impl Prediction {
 }
 
 /// Bytes of a launch in buffers that are too large for the second-level cache, or are read but once a token.
-fn memory_bytes(program: &Program, launch: &Launch, counts: &Counts) -> u64 {
+pub fn memory_bytes(program: &Program, launch: &Launch, counts: &Counts) -> u64 {
     let params = program.kernels[launch.kernel].params.iter();
     let in_memory = params.zip(&launch.args).filter(|(_, arg)| match arg {
         Arg::Buffer { buffer, .. } => matches!(

@@ -115,6 +115,9 @@ impl Engine {
             {
                 return Err(Error::BatchMixed { index, reason: "runs over other packed weights" });
             }
+            if session.device.is_some() {
+                return Err(Error::BatchMixed { index, reason: "runs on a device" });
+            }
             session.check(&[token])?;
         }
         Ok(())

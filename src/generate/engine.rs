@@ -142,7 +142,7 @@ impl Engine {
     }
 
     /// Whether both are clones of one engine.
-    pub(super) fn is_same(&self, other: &Engine) -> bool {
+    pub(crate) fn is_same(&self, other: &Engine) -> bool {
         Arc::ptr_eq(&self.inner, &other.inner)
     }
 

@@ -1,9 +1,11 @@
 //! One sequence on a loaded engine: its tokens, its key/value cache, its logits.
 
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
 use super::batch::step_together;
 use super::{Engine, Sparsity};
+use crate::gpu::{Course, DeviceModel, DeviceSequence, GpuError};
 use crate::model::{KvCache, NoProbe, Probe, Segment, Workspace};
 use crate::{Error, Result};
 
@@ -48,6 +50,8 @@ pub struct Session {
     pub(super) workspace: Workspace,
     pub(super) logits: Vec<f32>,
     pub(super) sparsity: Option<Sparsity>,
+    /// Where steps run, if not here.
+    pub(super) device: Option<Box<DeviceSequence>>,
 }
 
 impl Session {
@@ -63,6 +67,7 @@ impl Session {
             workspace: Workspace::default(),
             logits: vec![0.0; engine.config().vocab],
             sparsity: None,
+            device: None,
             engine,
         })
     }
@@ -79,12 +84,12 @@ impl Session {
 
     /// Tokens that still fit.
     pub fn remaining(&self) -> usize {
-        self.cache.limit() - self.cache.len()
+        self.cache.limit() - self.tokens.len()
     }
 
-    /// Bytes of its key/value cache.
+    /// Bytes of its key/value cache; of all its memory on the device where it runs on one.
     pub fn cache_bytes(&self) -> u64 {
-        self.cache.bytes()
+        self.cache.bytes() + self.device.as_ref().map_or(0, |device| device.memory_bytes())
     }
 
     /// Logits (`[V]`) that were computed last, by [`Session::prefill`], [`Session::step`] or [`Session::score`]; zeros before.
@@ -97,7 +102,7 @@ impl Session {
     ///
     /// # Errors
     /// [`Error::PackedShape`] if the packed weights are of another model, [`Error::NotGated`] or [`Error::GateShape`] if the gate
-    /// thresholds are; the session is unchanged then.
+    /// thresholds are; those of [`Session::set_device`] if it runs on a device; the session is unchanged then.
     pub fn set_sparsity(&mut self, sparsity: Option<Sparsity>) -> Result<()> {
         if let Some(sparsity) = &sparsity {
             sparsity.packed.check(self.engine.config())?;
@@ -105,9 +110,44 @@ impl Session {
                 gate.check(self.engine.config())?;
             }
         }
-        self.fill_cache();
+        self.fill_cache()?;
+        if let Some(device) = &self.device {
+            let model = Arc::clone(device.model());
+            self.device = Some(Box::new(self.sequence(&model, sparsity.as_ref())?));
+        }
         self.sparsity = sparsity;
         Ok(())
+    }
+
+    /// Runs the following steps on a device, or on the CPU again with `None`. May be changed between any two tokens. Prompts and scored
+    /// texts run on the CPU in any case, and what they leave in the cache is copied.
+    ///
+    /// # Errors
+    /// [`Error::Gpu`]: the model on the device is another engine's, there is too little memory, no compiler, or the session's sparsity is of
+    /// a kind that only the CPU engine has; the session is unchanged then.
+    pub fn set_device(&mut self, model: Option<&Arc<DeviceModel>>) -> Result<()> {
+        self.fill_cache()?;
+        self.device = match model {
+            None => None,
+            Some(model) if !model.engine().is_same(&self.engine) => return Err(GpuError::OtherEngine.into()),
+            Some(model) => Some(Box::new(self.sequence(model, self.sparsity.as_ref())?)),
+        };
+        Ok(())
+    }
+
+    /// The device that steps run on.
+    pub fn device(&self) -> Option<&DeviceSequence> {
+        self.device.as_deref()
+    }
+
+    /// Memory on a device for the tokens of this session, over the units of `sparsity`.
+    fn sequence(&self, model: &Arc<DeviceModel>, sparsity: Option<&Sparsity>) -> Result<DeviceSequence> {
+        let context = self.cache.limit();
+        let course = match sparsity {
+            Some(sparsity) => sparsity.on_device(context)?,
+            None => Course { context, kv_flush: 1, rule: None },
+        };
+        DeviceSequence::new(model, course)
     }
 
     /// The sparsity in force.
@@ -117,6 +157,9 @@ impl Session {
 
     /// Bytes that the last step read: weights, keys and values, and what its decisions read.
     pub fn step_bytes(&self) -> u64 {
+        if let Some(device) = &self.device {
+            return device.step_bytes();
+        }
         let model = self.engine.model();
         let dense = model.active_bytes(self.tokens.len().saturating_sub(1));
         match &self.sparsity {
@@ -134,13 +177,17 @@ impl Session {
         self.cache.pending_bytes()
     }
 
-    /// Makes what sparse tokens left out of the cache, so that a dense pass may follow.
-    fn fill_cache(&mut self) {
+    /// Brings the cache up to date and makes what sparse tokens left out of it, so that a dense pass may follow.
+    fn fill_cache(&mut self) -> Result<()> {
+        if let Some(device) = &mut self.device {
+            device.fetch(&mut self.cache)?;
+        }
         if let Some(sparsity) = &self.sparsity {
             let (model, cpu) = (self.engine.model(), self.engine.cpu());
             let (packed, cache) = (&*sparsity.packed, &mut self.cache);
             cpu.install(|| model.fill_cache(cpu, packed, cache));
         }
+        Ok(())
     }
 
     /// Takes memory for `tokens` in all (at most the context), so that later steps allocate nothing.
@@ -152,12 +199,16 @@ impl Session {
     pub fn truncate(&mut self, len: usize) {
         self.tokens.truncate(len);
         self.cache.truncate(len);
+        if let Some(device) = &mut self.device {
+            device.truncate(len);
+        }
     }
 
     /// Another sequence that begins with all tokens of this one: the prompt is processed once, and what follows may differ. It
-    /// is dense, since a policy serves one sequence.
+    /// is dense, since a policy serves one sequence, and on the CPU.
     pub fn fork(&mut self) -> Session {
-        self.fill_cache();
+        // A device that fails leaves positions out, and the next call of the copy says so.
+        let _ = self.fill_cache();
         Session {
             engine: self.engine.clone(),
             tokens: self.tokens.clone(),
@@ -165,6 +216,7 @@ impl Session {
             workspace: Workspace::default(),
             logits: self.logits.clone(),
             sparsity: None,
+            device: None,
         }
     }
 
@@ -230,7 +282,7 @@ impl Session {
         done: &mut (dyn FnMut(usize) -> ControlFlow<()> + Send),
     ) -> Result<()> {
         for (finished, &token) in (1..).zip(tokens) {
-            step_together(&mut [self], &[token], finished == tokens.len())?;
+            self.advance(token, finished == tokens.len())?;
             if done(finished).is_break() {
                 return Err(Error::Interrupted);
             }
@@ -244,8 +296,27 @@ impl Session {
     /// [`Error::TokenOutOfRange`], [`Error::ContextFull`]; the session is unchanged then.
     pub fn step(&mut self, token: u32) -> Result<&[f32]> {
         self.check(&[token])?;
-        step_together(&mut [self], &[token], true)?;
+        self.advance(token, true)?;
         Ok(&self.logits)
+    }
+
+    /// One token that was checked, here or on the device.
+    fn advance(&mut self, token: u32, with_logits: bool) -> Result<()> {
+        let Session { engine, cache, sparsity, device, logits, tokens, .. } = self;
+        let Some(device) = device else {
+            return step_together(&mut [self], &[token], with_logits).map(drop);
+        };
+        device.bring(cache)?;
+        let plan = match sparsity {
+            Some(sparsity) => Some(sparsity.plan_for_device(engine.cpu(), device.held())?),
+            None => None,
+        };
+        let count = device.step(token, plan, logits)?;
+        if let Some(sparsity) = sparsity {
+            sparsity.end(count);
+        }
+        tokens.push(token);
+        Ok(())
     }
 
     /// Appends tokens and hands over the logits after each of them from index `from` on, in order: `each(index, logits)`
@@ -302,15 +373,19 @@ impl Session {
 
     pub(super) fn check(&self, tokens: &[u32]) -> Result<()> {
         self.engine.model().check_tokens(tokens)?;
+        let (held, tokens_held) = (self.cache.len(), self.tokens.len());
+        if self.device.is_none() && held != tokens_held {
+            return Err(GpuError::Lost { held, tokens: tokens_held }.into());
+        }
         if tokens.len() > self.remaining() {
-            return Err(Error::ContextFull { context: self.cache.limit(), held: self.cache.len(), more: tokens.len() });
+            return Err(Error::ContextFull { context: self.cache.limit(), held: self.tokens.len(), more: tokens.len() });
         }
         Ok(())
     }
 
     /// One pass through the layers, all units. At the end of a prompt a policy may decide for what follows.
     fn run(&mut self, chunk: &[u32], ends_prompt: bool, probe: &mut (dyn Probe + Send)) -> Result<()> {
-        self.fill_cache();
+        self.fill_cache()?;
         let (model, cpu) = (self.engine.model(), self.engine.cpu());
         let last = self.tokens.len() + chunk.len() - 1;
         let segments = &mut [Segment { tokens: chunk, cache: &mut self.cache }];

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::gpu::{self, GpuError};
 use crate::kernels::Cpu;
 use crate::model::{Director, KeptUnits, PackedModel, Probe, Rows, SparseCount, SparseOptions};
 use crate::sparsity::{GateSkip, Plan, Policy, PolicyInput, Refresh, Station, Units};
@@ -109,7 +110,7 @@ impl Sparsity {
         &self.packed
     }
 
-    /// The plan of the last step; the dense one before.
+    /// The plan of the last step; the dense one before, and where a device makes its own ([`DeviceSequence::plan`](gpu::DeviceSequence::plan)).
     pub fn plan(&self) -> &Plan {
         &self.course.plan
     }
@@ -135,6 +136,34 @@ impl Sparsity {
         let (first, due) = (course.since == 0, course.refresh.is_due(course.since));
         course.start(cpu, position, first, due)?;
         Ok(course)
+    }
+
+    /// How a device runs its tokens, with room for `context`.
+    pub(super) fn on_device(&self, context: usize) -> Result<gpu::Course<'_>> {
+        let Course { policy, refresh, gate, .. } = &self.course;
+        let not = |what: String, instead| Err(GpuError::NotOnDevice { what, instead }.into());
+        if gate.is_some() {
+            return not("skipping neurons by their gate".to_owned(), "decode without --gate-skip");
+        }
+        let rule = policy.predicted();
+        if rule.is_some() && !matches!(refresh, Refresh::EveryToken | Refresh::Every(0 | 1)) {
+            return not(format!("a plan held for several tokens (refresh {refresh})"), "use --refresh 1");
+        }
+        let looks = policy.stations().iter().any(|station| matches!(station, Station::AfterLayer(_)));
+        if rule.is_none() && looks {
+            return not(format!("the policy {}, which looks at a token on its way,", policy.name()), "use shadow or static");
+        }
+        let rule = rule.map(|(predictor, budget)| (&**predictor, budget));
+        Ok(gpu::Course { context, kv_flush: self.options.kv_flush, rule })
+    }
+
+    /// Decides in front of the token at `position`, as far as nothing of the token is looked at, and gives the plan.
+    pub(super) fn plan_for_device(&mut self, cpu: &Cpu, position: usize) -> Result<&Plan> {
+        let course = self.begin(cpu, position)?;
+        if course.due {
+            course.plan.validate(course.units)?;
+        }
+        Ok(&course.plan)
     }
 
     /// The token is done.

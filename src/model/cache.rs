@@ -154,6 +154,37 @@ impl KvCache {
         }
     }
 
+    /// Keys of all positions that there is room for, `[capacity, d_h]`, of a head of a layer.
+    pub(crate) fn keys(&self, layer: usize, head: usize) -> &[f32] {
+        let run = self.capacity * self.head_dim;
+        &self.layers[layer].keys[head * run..(head + 1) * run]
+    }
+
+    /// As [`KvCache::keys`] for values.
+    pub(crate) fn values(&self, layer: usize, head: usize) -> &[f32] {
+        let run = self.capacity * self.head_dim;
+        &self.layers[layer].values[head * run..(head + 1) * run]
+    }
+
+    /// Takes keys and values of a head that were made elsewhere, from position `from` on, for which there is room. They count once
+    /// [`KvCache::advance`] is called.
+    pub(crate) fn take_rows(&mut self, layer: usize, head: usize, from: usize, keys: &[f32], values: &[f32]) {
+        let (width, capacity) = (self.head_dim, self.capacity);
+        let into = &mut self.layers[layer];
+        let start = (head * capacity + from) * width;
+        into.keys[start..start + keys.len()].copy_from_slice(keys);
+        into.values[start..start + values.len()].copy_from_slice(values);
+        into.filled[head] = from + keys.len() / width;
+    }
+
+    /// Takes the attention inputs (`[positions, d]`) of the positions from `first` on that some head of a layer lacks.
+    pub(crate) fn take_pending(&mut self, layer: usize, first: usize, inputs: &[f32]) {
+        let into = &mut self.layers[layer];
+        into.pending.resize(into.pending.len().max(inputs.len()));
+        into.pending[..inputs.len()].copy_from_slice(inputs);
+        into.pending_from = first;
+    }
+
     /// Counts `positions` more as held.
     pub(crate) fn advance(&mut self, positions: usize) {
         self.len += positions;

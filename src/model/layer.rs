@@ -181,6 +181,14 @@ pub enum Ffn {
 }
 
 impl Ffn {
+    /// The first matrix, `[F, d]`: fc1 or the gate.
+    pub fn first(&self) -> &Linear {
+        match self {
+            Ffn::Plain { fc1, .. } => fc1,
+            Ffn::Gated { gate, .. } => gate,
+        }
+    }
+
     /// The second matrix, `[d, F]`: what a neuron adds to the residual stream is its inner times its column.
     pub fn second(&self) -> &Linear {
         match self {

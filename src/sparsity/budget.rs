@@ -129,6 +129,11 @@ impl Budget {
         [local.heads_of(units, 1).each, local.neurons_of(units, 1).each]
     }
 
+    /// What it allows for heads and for neurons in `layers` layers.
+    pub(crate) fn allowances(&self, units: Units, layers: usize) -> [Allowance; 2] {
+        [self.heads_of(units, layers), self.neurons_of(units, layers)]
+    }
+
     /// What it allows for heads in `layers` layers.
     pub(super) fn heads_of(&self, units: Units, layers: usize) -> Allowance {
         self.allowance(self.heads, units.heads, layers, 1)
@@ -153,11 +158,11 @@ impl Budget {
 
 /// A budget as counts of one kind of unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Allowance {
+pub(crate) struct Allowance {
     /// Units that every layer keeps: its best.
-    pub(super) each: usize,
+    pub(crate) each: usize,
     /// Units kept beyond those, wherever the best of the rest are.
-    pub(super) shared: usize,
+    pub(crate) shared: usize,
 }
 
 /// Parts of one that a fraction is read in: as many decimals as an `f32` holds.

@@ -6,8 +6,9 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
-use super::{MaskRows, Plan};
+use super::{Budget, MaskRows, Plan, Predictor};
 use crate::kernels::Cpu;
 use crate::{Error, Result};
 
@@ -119,6 +120,12 @@ pub trait Policy: Send {
             }
         }
         Ok(())
+    }
+
+    /// The predictor and the budget whose selection its plans are, if they are nothing else: a device that has both makes the same
+    /// plans by itself.
+    fn predicted(&self) -> Option<(&Arc<Predictor>, &Budget)> {
+        None
     }
 
     /// The same policy, with all that it remembers, for another sequence that begins with the tokens seen so far.

@@ -144,6 +144,15 @@ impl Matrix {
         }
     }
 
+    /// The bytes of [`Matrix::view`].
+    pub(crate) fn view_bytes(&self) -> &[u8] {
+        match self.view() {
+            MatrixView::F32(values) => bytemuck::cast_slice(values),
+            MatrixView::F16(values) => bytemuck::cast_slice(values),
+            MatrixView::BF16(values) => bytemuck::cast_slice(values),
+        }
+    }
+
     /// The matrix of rows `range`, sharing the bytes.
     ///
     /// # Errors

@@ -40,7 +40,7 @@ pub use header::{HeaderTensor, parse_safetensors_header};
 pub use hub::{HubOptions, fetch};
 pub use index::parse_safetensors_index;
 pub use names::{FfnNames, LayerNames, ModelNames};
-pub use packed::{PackReport, PackedCheckpoint, PackedLayer, pack, packed_location};
+pub use packed::{PackReport, PackedCheckpoint, PackedLayer, cache_directory, pack, packed_location};
 pub use progress::Progress;
 pub use source::ModelSource;
 pub use staged::StagedDirectory;

@@ -57,6 +57,10 @@ impl Policy for DejaVu {
         self.predicted.decide_rows(input, masks)
     }
 
+    fn predicted(&self) -> Option<(&Arc<Predictor>, &Budget)> {
+        self.predicted.rule()
+    }
+
     fn fork(&self) -> Box<dyn Policy> {
         Box::new(DejaVu { predicted: self.predicted.fork() })
     }

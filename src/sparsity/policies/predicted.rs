@@ -58,6 +58,11 @@ impl Predicted {
         &self.stations
     }
 
+    /// What every plan is the selection of; `None` if nothing is selected.
+    pub(super) fn rule(&self) -> Option<(&Arc<Predictor>, &Budget)> {
+        (!self.stations.is_empty()).then_some((&self.predictor, &self.budget))
+    }
+
     /// Predicts and selects for the layers of the station. At other stations it does nothing.
     pub(super) fn decide(&mut self, input: PolicyInput<'_>, plan: &mut Plan) -> Result<()> {
         let Some(station) = self.stations.iter().position(|&s| s == input.station) else {

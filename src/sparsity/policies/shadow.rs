@@ -44,6 +44,10 @@ impl Policy for Shadow {
         self.predicted.decide_rows(input, masks)
     }
 
+    fn predicted(&self) -> Option<(&Arc<Predictor>, &Budget)> {
+        self.predicted.rule()
+    }
+
     fn fork(&self) -> Box<dyn Policy> {
         Box::new(Shadow { predicted: self.predicted.fork() })
     }

@@ -51,6 +51,7 @@ pub(crate) use write::predictor_bytes;
 use super::{Scores, Units};
 use crate::kernels::Cpu;
 use crate::{Error, Result};
+pub(crate) use weights::Layer as PredictorLayer;
 use weights::{Integers, Layer};
 
 /// A predictor in memory. Immutable: any number of sequences may use it at once.
@@ -108,8 +109,8 @@ pub struct PredictorScratch {
 }
 
 /// The units that a network ranks.
-#[derive(Clone, Copy)]
-enum Kind {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
     Heads,
     Neurons,
 }
@@ -152,6 +153,33 @@ impl Predictor {
             hidden.max().unwrap_or(0)
         };
         (width(|station| &station.heads), width(|station| &station.neurons))
+    }
+
+    /// The hidden layer that ranks a kind at a station; `None` is the one that heads and neurons share.
+    pub(crate) fn hidden(&self, station: usize, kind: Option<Kind>) -> Option<&Layer> {
+        match kind {
+            None => self.stations.get(station)?.trunk.as_ref(),
+            Some(kind) => self.network(station, kind)?.hidden.as_ref(),
+        }
+    }
+
+    /// The output layer that ranks a kind at a station.
+    pub(crate) fn output(&self, station: usize, kind: Kind) -> Option<&Layer> {
+        Some(&self.network(station, kind)?.output)
+    }
+
+    /// Mean and factor of the inputs of a station, if they are standardised.
+    pub(crate) fn standard(&self, station: usize) -> Option<(&[f32], &[f32])> {
+        let standard = self.stations.get(station)?.standard.as_ref()?;
+        Some((&standard.mean, &standard.scale))
+    }
+
+    fn network(&self, station: usize, kind: Kind) -> Option<&Network> {
+        let networks = self.stations.get(station)?;
+        match kind {
+            Kind::Heads => networks.heads.as_ref(),
+            Kind::Neurons => networks.neurons.as_ref(),
+        }
     }
 
     /// Bytes that the decisions of one token read, all stations together.

@@ -13,7 +13,7 @@ use crate::tensor::Matrix;
 
 /// `y = W x + b`.
 #[derive(Clone, Debug)]
-pub(super) struct Layer {
+pub(crate) struct Layer {
     pub(super) weight: Weight,
     /// `[rows]`
     pub(super) bias: Option<Vec<f32>>,
@@ -146,7 +146,7 @@ impl Kernel for Int8Rows<'_> {
 
 impl Layer {
     /// Outputs.
-    pub(super) fn rows(&self) -> usize {
+    pub(crate) fn rows(&self) -> usize {
         match &self.weight {
             Weight::Float(matrix) => matrix.rows(),
             Weight::Int8(int8) => int8.scale.len(),
@@ -154,11 +154,40 @@ impl Layer {
     }
 
     /// Inputs.
-    pub(super) fn cols(&self) -> usize {
+    pub(crate) fn cols(&self) -> usize {
         match &self.weight {
             Weight::Float(matrix) => matrix.cols(),
             Weight::Int8(int8) => int8.cols,
         }
+    }
+
+    /// The weights, unless they are 8-bit integers.
+    pub(crate) fn float(&self) -> Option<&Matrix> {
+        match &self.weight {
+            Weight::Float(matrix) => Some(matrix),
+            Weight::Int8(_) => None,
+        }
+    }
+
+    /// `[rows, cols]` in the format of the file.
+    pub(crate) fn weight_bytes(&self) -> &[u8] {
+        match &self.weight {
+            Weight::Float(matrix) => matrix.view_bytes(),
+            Weight::Int8(int8) => bytemuck::cast_slice(int8.values()),
+        }
+    }
+
+    /// `[rows]`: what 1 stands for in a row of 8-bit integers.
+    pub(crate) fn row_scale(&self) -> Option<&[f32]> {
+        match &self.weight {
+            Weight::Float(_) => None,
+            Weight::Int8(int8) => Some(&int8.scale),
+        }
+    }
+
+    /// `[rows]`
+    pub(crate) fn bias(&self) -> Option<&[f32]> {
+        self.bias.as_deref()
     }
 
     /// Applies it to the rows of `x` (`[t, cols]`) into `out` (`[t, rows]`).

@@ -20,8 +20,14 @@ pub(super) const SUFFIX: &str = ".shadow.safetensors";
 /// [`Error::NoPackedCache`] if there is no home directory; [`Error::MissingTensor`] or [`Error::UnsupportedTensor`] of a
 /// checkpoint that is not what its configuration says.
 pub fn packed_location(checkpoint: &Checkpoint) -> Result<PathBuf> {
+    locate(checkpoint, is_writable, cache_directory())
+}
+
+/// The folder for what can be made again: `SHADOWLLM_CACHE`, else `XDG_CACHE_HOME/shadowllm`, else `~/.cache/shadowllm`; `None` without a
+/// home directory.
+pub fn cache_directory() -> Option<PathBuf> {
     let var = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    locate(checkpoint, is_writable, cache_folder(var, std::env::home_dir()))
+    cache_folder(var, std::env::home_dir())
 }
 
 pub(super) fn locate(

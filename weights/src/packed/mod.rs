@@ -36,7 +36,7 @@ mod tests;
 pub use format::{PackedHeader, parse_packed_header};
 pub use identity::{SourceFile, SourceIdentity};
 pub(crate) use location::FILE_NAME;
-pub use location::packed_location;
+pub use location::{cache_directory, packed_location};
 pub use open::{PackedCheckpoint, PackedLayer};
 pub use pack::{PackReport, pack};
 pub use problem::PackedProblem;
