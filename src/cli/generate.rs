@@ -10,6 +10,7 @@ use shadowllm_weights::Checkpoint;
 
 use super::accounting::Accounting;
 use super::console::{Console, read_text};
+use super::device::DeviceArgs;
 use super::options::{ModelArgs, SamplingArgs, token_id};
 use super::policy::BudgetReport;
 use super::several::Several;
@@ -46,7 +47,7 @@ pub(super) struct Generate {
 
     /// File with several texts to continue, one on each line that is not empty; they are decoded together, and weights that several
     /// need are read once. - for standard input.
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "prompt_option", "prompt_file", "prompt_ids", "bandwidth"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "prompt_option", "prompt_file", "prompt_ids", "bandwidth", "device"])]
     prompts: Option<PathBuf>,
 
     /// With --prompts: most texts that are decoded at the same time.
@@ -73,6 +74,9 @@ pub(super) struct Generate {
     /// Also measure the memory bandwidth of this machine, to compare with.
     #[arg(long)]
     bandwidth: bool,
+
+    #[command(flatten)]
+    device: DeviceArgs,
 
     /// Print one JSON document instead of the text as it comes.
     #[arg(long)]
@@ -116,6 +120,8 @@ struct Report<'a> {
     /// `effective_gb_per_second / read_gb_per_second`; only with `--bandwidth`.
     #[serde(skip_serializing_if = "Option::is_none")]
     bandwidth_share: Option<f64>,
+    /// What decode steps ran on: `cpu`, or the name of a GPU.
+    device: &'a str,
     /// Instruction set of the kernels.
     isa: String,
     /// Threads.
@@ -137,9 +143,17 @@ impl Generate {
             return self.several(console, checkpoint, engine, path);
         }
         let prompt = self.prompt_tokens(&engine)?;
+        // Before anything is packed.
+        let gpu = self.device.open(console)?;
+        // Without a policy nothing else packs the weights.
+        let plain =
+            if gpu.is_some() && !self.sparsity.is_given() { Some(self.model.checkpoint(console)?) } else { None };
         let (engine, sparsity, budget) = self.sparsity.load(console, checkpoint, engine)?;
         let mut session = engine.session(SessionOptions { context: self.context })?;
         session.set_sparsity(sparsity)?;
+        if let Some(gpu) = &gpu {
+            self.device.place(console, gpu, plain.as_ref(), &mut session)?;
+        }
         let options = self.options();
         let live = !self.json;
         let mut passes = self.read_passes(engine.cpu());
@@ -161,6 +175,7 @@ impl Generate {
                 effective_gb_per_second: done.timing.gb_per_second(),
                 read_gb_per_second: read,
                 bandwidth_share: share,
+                device: session.device().map_or("cpu", |device| device.model().gpu().name()),
                 isa: engine.cpu().isa().to_string(),
                 threads: engine.cpu().threads(),
                 compute: engine.cpu().compute().name(),
@@ -174,6 +189,10 @@ impl Generate {
                 console.note(&format!("stopped: the context of {context} tokens is full"));
             }
             console.note(&speed(&done.timing, engine.cpu(), read));
+            if let Some(device) = session.device() {
+                let (name, memory) = (device.model().gpu().name(), device.memory_bytes());
+                console.note(&format!("decoded on {name}, with {:.1} MB beside the weights", memory as f64 / 1e6));
+            }
             if let Some(note) = Accounting::note(&session, &done.timing) {
                 console.note(&note);
             }

@@ -11,6 +11,8 @@ mod chat;
 mod console;
 mod criteria;
 mod demo;
+mod device;
+mod emit_cuda;
 mod eval;
 mod gate;
 mod generate;
@@ -42,6 +44,9 @@ use console::Console;
 /// Exit code of a run that was interrupted by the user, as shells have it for SIGINT.
 const EXIT_INTERRUPTED: u8 = 130;
 
+/// Exit code if the device that was asked for cannot be used.
+const EXIT_NO_DEVICE: u8 = 3;
+
 /// Runs OPT and Llama-family language models; reads only the weights that a token needs.
 ///
 /// Without a command it shows what it does on the small model that is compiled into the program.
@@ -70,6 +75,7 @@ enum Command {
     Logits(logits::Logits),
     Activations(activations::Activations),
     RandomModel(random_model::RandomModel),
+    EmitCuda(emit_cuda::EmitCuda),
 }
 
 /// Runs the program on command-line arguments, the program's name first.
@@ -92,7 +98,10 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
         Err(error) => {
             console.note(&format!("error: {error}"));
-            ExitCode::FAILURE
+            match error {
+                Error::Gpu(error) if error.is_unusable() => ExitCode::from(EXIT_NO_DEVICE),
+                _ => ExitCode::FAILURE,
+            }
         }
     }
 }
@@ -115,5 +124,6 @@ fn dispatch(cli: Cli, console: &mut Console) -> Result<()> {
         Some(Command::Logits(command)) => command.run(console),
         Some(Command::Activations(command)) => command.run(console),
         Some(Command::RandomModel(command)) => command.run(console),
+        Some(Command::EmitCuda(command)) => command.run(console),
     }
 }

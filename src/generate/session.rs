@@ -378,7 +378,11 @@ impl Session {
             return Err(GpuError::Lost { held, tokens: tokens_held }.into());
         }
         if tokens.len() > self.remaining() {
-            return Err(Error::ContextFull { context: self.cache.limit(), held: self.tokens.len(), more: tokens.len() });
+            return Err(Error::ContextFull {
+                context: self.cache.limit(),
+                held: self.tokens.len(),
+                more: tokens.len(),
+            });
         }
         Ok(())
     }

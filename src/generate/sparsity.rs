@@ -151,7 +151,10 @@ impl Sparsity {
         }
         let looks = policy.stations().iter().any(|station| matches!(station, Station::AfterLayer(_)));
         if rule.is_none() && looks {
-            return not(format!("the policy {}, which looks at a token on its way,", policy.name()), "use shadow or static");
+            return not(
+                format!("the policy {}, which looks at a token on its way,", policy.name()),
+                "use shadow or static",
+            );
         }
         let rule = rule.map(|(predictor, budget)| (&**predictor, budget));
         Ok(gpu::Course { context, kv_flush: self.options.kv_flush, rule })

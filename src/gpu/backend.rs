@@ -173,7 +173,7 @@ impl Shared {
     /// A buffer that is given back when it is dropped.
     pub(super) fn alloc(&self, name: &str, bytes: u64) -> Result<Allocation> {
         let id = self.lock().alloc(name, bytes)?;
-        Ok(Allocation { id, bytes, device: self.clone() })
+        Ok(Allocation { id, device: self.clone() })
     }
 }
 
@@ -181,7 +181,6 @@ impl Shared {
 #[derive(Debug)]
 pub(super) struct Allocation {
     pub(super) id: BufferId,
-    pub(super) bytes: u64,
     device: Shared,
 }
 

@@ -79,7 +79,9 @@ mod tests {
         assert_eq!(cache.get(&KEY).unwrap(), b"code");
         let file = folder.path().join("new").join(KEY.file_name());
         let whole = std::fs::read(&file).unwrap();
-        for damaged in [&whole[..whole.len() - 1], &whole[..10], b"", b"something else entirely", &[&whole[..], b"x"].concat()] {
+        for damaged in
+            [&whole[..whole.len() - 1], &whole[..10], b"", b"something else entirely", &[&whole[..], b"x"].concat()]
+        {
             std::fs::write(&file, damaged).unwrap();
             assert_eq!(cache.get(&KEY), None);
         }

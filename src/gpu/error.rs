@@ -8,19 +8,25 @@ use shadowllm_nvrtc::Error as NvrtcError;
 #[non_exhaustive]
 pub enum GpuError {
     /// A name that is no device.
-    #[error("unknown device {found:?}; expected cpu, auto, cuda, cuda:N (such as cuda:0) or, in builds with it, emulator")]
+    #[error(
+        "unknown device {found:?}; expected cpu, auto, cuda, cuda:N (such as cuda:0) or, in builds with it, emulator"
+    )]
     UnknownDevice {
         /// As given.
         found: String,
     },
     /// The program was built without what the device needs.
-    #[error("this program was built without the feature `{feature}`; build it with `--features {feature}`, or use --device cpu")]
+    #[error(
+        "this program was built without the feature `{feature}`; build it with `--features {feature}`, or use --device cpu"
+    )]
     NotBuilt {
         /// The feature.
         feature: &'static str,
     },
     /// There is no driver library.
-    #[error("there is no NVIDIA driver on this machine (libcuda.so.1 was not found): install the driver, or use --device cpu")]
+    #[error(
+        "there is no NVIDIA driver on this machine (libcuda.so.1 was not found): install the driver, or use --device cpu"
+    )]
     NoDriver,
     /// The driver library is the one for linking.
     #[error(
@@ -29,13 +35,17 @@ pub enum GpuError {
     )]
     StubDriver,
     /// A file of that name that is no driver.
-    #[error("the libcuda that was found has no function {function}: install the NVIDIA driver again, or use --device cpu")]
+    #[error(
+        "the libcuda that was found has no function {function}: install the NVIDIA driver again, or use --device cpu"
+    )]
     NotADriver {
         /// The function that was looked for.
         function: &'static str,
     },
     /// The driver works but has no GPU.
-    #[error("the NVIDIA driver finds no GPU (check `nvidia-smi` and CUDA_VISIBLE_DEVICES); use --device cpu without one")]
+    #[error(
+        "the NVIDIA driver finds no GPU (check `nvidia-smi` and CUDA_VISIBLE_DEVICES); use --device cpu without one"
+    )]
     NoGpu,
     /// A number that no GPU has.
     #[error("there is no GPU number {asked}: the NVIDIA driver finds {found}, numbered from 0")]
@@ -104,16 +114,24 @@ pub enum GpuError {
         instead: &'static str,
     },
     /// The engine's weights are not packed.
-    #[error("a GPU takes packed weights, and this engine was loaded from plain ones; load it with Engine::load_packed or Engine::over")]
+    #[error(
+        "a GPU takes packed weights, and this engine was loaded from plain ones; load it with Engine::load_packed or Engine::over"
+    )]
     NotPacked,
     /// The model on the device is that of another engine.
-    #[error("the model on the device is that of another engine; load this session's engine there with DeviceModel::load")]
+    #[error(
+        "the model on the device is that of another engine; load this session's engine there with DeviceModel::load"
+    )]
     OtherEngine,
     /// A predictor's scores are no numbers.
-    #[error("the predictor gave a score that is not a finite number; check the predictor, or the checkpoint for NaN and infinite weights")]
+    #[error(
+        "the predictor gave a score that is not a finite number; check the predictor, or the checkpoint for NaN and infinite weights"
+    )]
     BadScore,
     /// A session was copied from a device that failed.
-    #[error("a device failed while this session was copied from it: it has keys and values of {held} of its {tokens} tokens; start it anew")]
+    #[error(
+        "a device failed while this session was copied from it: it has keys and values of {held} of its {tokens} tokens; start it anew"
+    )]
     Lost {
         /// Positions that were copied.
         held: usize,

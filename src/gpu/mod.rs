@@ -27,6 +27,7 @@
 //! | `upload` | the bytes of every tensor |
 //! | `model` | [`DeviceModel`]: a model's weights on a device |
 //! | `sequence` | one session's memory there, and its tokens |
+//! | `report` | [`Emission`]: a model's kernels as text, what the compiler says of them, and how long a token should take |
 //! | `error` | [`GpuError`]: why not, one sentence each |
 
 pub mod backend;
@@ -38,6 +39,7 @@ mod device;
 mod emulator;
 mod error;
 mod model;
+mod report;
 mod sequence;
 mod spec;
 mod upload;
@@ -50,5 +52,6 @@ pub use device::{Compiler, Device, Gpu};
 pub use emulator::Emulator;
 pub use error::GpuError;
 pub use model::DeviceModel;
+pub use report::{Emission, EmissionOptions, GpuTimes, KernelReport, PaperTimes, TokenTime};
 pub(crate) use sequence::Course;
 pub use sequence::DeviceSequence;

@@ -118,11 +118,6 @@ impl DeviceSequence {
         own.map(|buffer| buffer.bytes).sum()
     }
 
-    /// Whether plans are made on the device.
-    pub(crate) fn decides(&self) -> bool {
-        self.decides
-    }
-
     /// Positions that the device has.
     pub(crate) fn held(&self) -> usize {
         self.held
@@ -260,7 +255,8 @@ impl DeviceSequence {
             let (count, neurons) = (kept[2 * layer] as usize, u64::from(kept[2 * layer + 1]));
             let row = layer * (s.kv_heads + 1)..layer * (s.kv_heads + 1) + s.kv_heads;
             let made = self.watermarks[row.clone()].iter().zip(&marks[row]).map(|(before, after)| after - before);
-            let (made, filled) = made.fold((0, 0), |(made, filled), new| (made + u64::from(new), filled + u64::from(new > 0)));
+            let (made, filled) =
+                made.fold((0, 0), |(made, filled), new| (made + u64::from(new), filled + u64::from(new > 0)));
             let needed = heads[layer * s.heads..][..count].chunk_by(|a, b| *a as usize / group == *b as usize / group);
             let seen = match windows[layer] {
                 0 => position as u64 + 1,

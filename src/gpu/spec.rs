@@ -6,7 +6,7 @@ use shadowllm_weights::{Activation, DType, ModelConfig, NormKind, NormPlacement,
 
 use super::GpuError;
 use crate::Result;
-use crate::model::Model;
+use crate::model::{Model, SparseOptions};
 use crate::sparsity::predictor::{self, HiddenActivation, Kind, Predictor, PredictorLayer, Wanted};
 use crate::sparsity::{Budget, Scope, Units};
 
@@ -27,14 +27,29 @@ fn family(c: &ModelConfig) -> Result<Family> {
     match (&c.positions, c.gated) {
         (Positions::Learned { .. }, false) => Ok(Family::Opt),
         (Positions::Rope(_), true) => Ok(Family::Llama),
-        (Positions::Learned { .. }, true) => Err(unsupported("there are no kernels for a gated FFN with learned positions")),
+        (Positions::Learned { .. }, true) => {
+            Err(unsupported("there are no kernels for a gated FFN with learned positions"))
+        }
         (Positions::Rope(_), false) => Err(unsupported("there are no kernels for a plain FFN with rotary positions")),
     }
 }
 
-/// What kernels are emitted for: a model, with room for `context` positions.
+/// What kernels of a model are emitted for, with room for `context` positions.
 pub(super) fn kernel_spec(model: &Model, context: usize, kv_flush: usize, scope: Scope, sm: Sm) -> Result<KernelSpec> {
-    let c = &model.config;
+    let spec = spec_of(&model.config, one_type(model)?, context, sm)?;
+    Ok(KernelSpec { kv_flush, scope: scope_of(scope), ..spec })
+}
+
+/// The same scope in the emitter's words.
+fn scope_of(scope: Scope) -> codegen::Scope {
+    match scope {
+        Scope::Local => codegen::Scope::Local,
+        Scope::Global => codegen::Scope::Global,
+    }
+}
+
+/// What kernels of a model with this configuration and weights of this type are emitted for, with the engine's usual settings.
+pub(super) fn spec_of(c: &ModelConfig, weights: DType, context: usize, sm: Sm) -> Result<KernelSpec> {
     let family = family(c)?;
     if c.norm_placement == NormPlacement::Post {
         return Err(unsupported("there are no kernels for norms behind the blocks (as in opt-350m)"));
@@ -45,7 +60,7 @@ pub(super) fn kernel_spec(model: &Model, context: usize, kv_flush: usize, scope:
             c.embed_dim, c.hidden
         )));
     }
-    if model.final_norm.is_none() {
+    if !c.final_norm {
         return Err(unsupported("there are no kernels for a model without a norm in front of the LM head"));
     }
     let spec = KernelSpec {
@@ -60,7 +75,7 @@ pub(super) fn kernel_spec(model: &Model, context: usize, kv_flush: usize, scope:
             vocab: c.vocab,
             context,
         },
-        dtype: dtype(one_type(model)?),
+        dtype: dtype(weights),
         // The CPU engine's, so that a cache may go from one to the other.
         cache: codegen::DType::F32,
         activation: match c.activation {
@@ -79,11 +94,8 @@ pub(super) fn kernel_spec(model: &Model, context: usize, kv_flush: usize, scope:
             Positions::Learned { offset } => offset,
             Positions::Rope(_) => 0,
         },
-        kv_flush,
-        scope: match scope {
-            Scope::Local => codegen::Scope::Local,
-            Scope::Global => codegen::Scope::Global,
-        },
+        kv_flush: SparseOptions::default().kv_flush,
+        scope: codegen::Scope::Local,
         sm,
     };
     spec.validate().map_err(GpuError::from)?;
@@ -175,14 +187,14 @@ impl Form {
         let uneven = || unsupported("there are no kernels for a predictor whose layers differ in type, bias or width");
         for station in 0..predictor.info().stations.len() {
             let trunk = predictor.hidden(station, None);
-            let width = |kind, wanted: bool| {
-                predictor.output(station, kind).filter(|_| wanted).map(|output| output.cols())
-            };
+            let width =
+                |kind, wanted: bool| predictor.output(station, kind).filter(|_| wanted).map(|output| output.cols());
             let widths = [width(Kind::Heads, wanted.heads), width(Kind::Neurons, wanted.neurons)];
             let kinds = [(Kind::Heads, wanted.heads), (Kind::Neurons, wanted.neurons)];
-            let layers = kinds.into_iter().filter(|(_, wanted)| *wanted).flat_map(|(kind, _)| {
-                [predictor.hidden(station, Some(kind)), predictor.output(station, kind)]
-            });
+            let layers = kinds
+                .into_iter()
+                .filter(|(_, wanted)| *wanted)
+                .flat_map(|(kind, _)| [predictor.hidden(station, Some(kind)), predictor.output(station, kind)]);
             for layer in layers.flatten().chain(trunk) {
                 let found =
                     Form { format: format(layer), bias: layer.bias().is_some(), widths, trunk: trunk.is_some() };
