@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::batch::step_together;
 use super::{Engine, Sparsity};
 use crate::gpu::{Course, DeviceModel, DeviceSequence, GpuError};
-use crate::model::{KvCache, NoProbe, Probe, Segment, Workspace};
+use crate::model::{KvCache, NoProbe, Probe, Segment, SparseOptions, Workspace};
 use crate::{Error, Result};
 
 /// Tokens of one pass through the layers while a prompt is processed: enough to be compute bound, few enough that
@@ -145,7 +145,7 @@ impl Session {
         let context = self.cache.limit();
         let course = match sparsity {
             Some(sparsity) => sparsity.on_device(context)?,
-            None => Course { context, kv_flush: 1, rule: None },
+            None => Course { context, kv_flush: SparseOptions::default().kv_flush, rule: None },
         };
         DeviceSequence::new(model, course)
     }
