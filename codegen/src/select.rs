@@ -346,11 +346,14 @@ pub(crate) fn functions(global: bool) -> String {
     if global { text + &fill(GLOBAL_FUNCTIONS, &[("BINS", &BINS)]) } else { text }
 }
 
-fn lists(spec: &KernelSpec, kind: Kind, layers: usize) -> [Param; 2] {
-    // At most: a list is as long as the budget says.
-    let most = Traffic::fixed(4 * layers * units(spec, kind));
+/// Lists and their lengths, of as many units as the counts say, over all layers together.
+fn lists(kind: Kind, layers: usize) -> [Param; 2] {
+    let units = match kind {
+        Kind::Heads => Traffic { head: 4, ..Traffic::NONE },
+        Kind::Neurons => Traffic { neuron: 4, ..Traffic::NONE },
+    };
     [
-        Param::buffer("lists", Element::U32, Access::Write, most),
+        Param::buffer("lists", Element::U32, Access::Write, units),
         Param::buffer("counts", Element::U32, Access::Write, Traffic::fixed(4 * layers)),
     ]
 }
@@ -358,7 +361,7 @@ fn lists(spec: &KernelSpec, kind: Kind, layers: usize) -> [Param; 2] {
 /// Lists of a local budget.
 pub(crate) fn local(spec: &KernelSpec, kind: Kind, layers: usize) -> Kernel {
     let text = ["select", "The best units of every layer, as many as the budget says.", SELECT];
-    kernel(spec, kind, layers, text, &lists(spec, kind, layers), false)
+    kernel(spec, kind, layers, text, &lists(kind, layers), false)
 }
 
 /// The kernels of a global budget in the order of their launches; the second is launched for each of three digits.
@@ -367,7 +370,7 @@ pub(crate) fn global(spec: &KernelSpec, kind: Kind, layers: usize) -> [Kernel; 4
     let bins = |access, digits: usize| Param::buffer("bins", Element::U32, access, Traffic::fixed(4 * digits * BINS));
     let rest = |access| Param::buffer("rest", Element::U32, access, Traffic::fixed(8));
     let digit = Param { name: "digit", kind: ParamKind::U32, traffic: Traffic::NONE, weights: false };
-    let [list, count] = lists(spec, kind, layers);
+    let [list, count] = lists(kind, layers);
     [
         kernel(
             spec,
