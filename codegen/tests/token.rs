@@ -165,6 +165,6 @@ fn long_contexts_with_and_without_a_window() {
 
 #[test]
 fn scores_beyond_the_range_of_the_exponential() {
-    let spec = KernelSpec::opt(sizes([2, 48, 3, 3, 16, 40, 50, 320]), DType::BF16, sm80());
+    let spec = KernelSpec::opt(sizes([2, 48, 3, 3, 128, 40, 50, 320]), DType::BF16, sm80());
     behind_a_prompt(&spec, 300, 0, 2000.0, 1e-2);
 }

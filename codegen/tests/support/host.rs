@@ -200,6 +200,11 @@ impl Host {
 
     /// Launch `index` of a token.
     pub fn launch(&mut self, index: usize) -> Counters {
+        self.try_launch(index).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// Launch `index` of a token; the emulator may find fault with it.
+    pub fn try_launch(&mut self, index: usize) -> Result<Counters, String> {
         let launch = &self.program.token[index];
         let kernel = &self.program.kernels[launch.kernel];
         let args: Vec<Given> = launch
@@ -213,7 +218,7 @@ impl Host {
         let [x, y] = launch.grid;
         let result =
             self.device.launch(&self.module, &kernel.name, [x, y, 1], [kernel.threads, 1, 1], kernel.shared, &args);
-        result.unwrap_or_else(|error| panic!("launch {index}, {}: {error}", kernel.name))
+        result.map_err(|error| format!("launch {index}, {}: {error}", kernel.name))
     }
 
     /// All launches of a token.
