@@ -228,7 +228,7 @@ impl Host {
         }
     }
 
-    pub fn values<T: bytemuck_shim::Plain>(&self, role: Role) -> Vec<T> {
+    pub fn values<T: element::Plain>(&self, role: Role) -> Vec<T> {
         T::download(&self.device, self.buffer(role))
     }
 
@@ -238,7 +238,7 @@ impl Host {
 }
 
 /// The element types that tests download.
-pub mod bytemuck_shim {
+pub mod element {
     use super::{Buffer, Device};
 
     pub trait Plain: Sized {
