@@ -2,6 +2,9 @@
 
 mod attention;
 mod elementwise;
+mod faults;
+mod instructions;
+mod mutants;
 mod pipelines;
 mod reductions;
 mod row_dot;
