@@ -25,7 +25,7 @@ fn fault_of(variables: &str, body: &str, blocks: u32, threads: u32) -> String {
     error.to_string()
 }
 
-/// Faults of kernels: body, blocks, threads, message. The body begins in line 8.
+/// Faults of kernels: body, blocks, threads, message. The body is line 9.
 #[test]
 fn faults_say_where_and_what() {
     let shared = ".extern .shared .align 4 .b8 dynamic[];";
@@ -35,7 +35,7 @@ fn faults_say_where_and_what() {
             "st.global.u32 [%rd3+4], %r1;",
             1,
             16,
-            "kernel `k`, PTX line 8 `st.global.u32 [%rd3+4], %r1;`, block (0, 0, 0), thread (15, 0, 0): \
+            "kernel `k`, PTX line 9 `st.global.u32 [%rd3+4], %r1;`, block (0, 0, 0), thread (15, 0, 0): \
              writes 4 bytes at offset 64 of buffer `data`, which has 64 bytes: out of bounds",
         ),
         (
@@ -109,7 +109,7 @@ fn faults_say_where_and_what() {
             "atom.global.add.u32 %r3, [%rd1], 1; ld.global.u32 %r3, [%rd1];",
             2,
             1,
-            "block (1, 0, 0), thread (0, 0, 0): reads 4 bytes at offset 0 of buffer `data`: race, thread 0 of block 0 writes it too; \
+            "block (1, 0, 0), thread (0, 0, 0): updates 4 bytes at offset 0 of buffer `data`: race, thread 0 of block 0 reads it too; \
              blocks of a launch have no order (use an atomic, another launch, or a fence and a counter)",
         ),
         (
@@ -139,7 +139,7 @@ fn faults_say_where_and_what() {
             "setp.lt.u32 %p1, %r2, 32; @%p1 bra A; bar.sync 0; bra B; A: bar.sync 0; B:",
             1,
             64,
-            "divergent barrier: 64 threads of the block wait here, 64 are expected; another warp waits at PTX line 8",
+            "divergent barrier: 64 threads of the block wait here, 64 are expected; another warp waits at PTX line 9",
         ),
         (
             "",
@@ -155,7 +155,7 @@ fn faults_say_where_and_what() {
             "setp.lt.u32 %p1, %r2, 5; @%p1 bra A; shfl.sync.idx.b32 %r3, %r2, 0, 31, -1; A: bar.warp.sync -1;",
             1,
             32,
-            "wrong member mask 0xffffffff: lanes 0xffffffe0 are named in it but never come to this instruction",
+            "wrong member mask 0xffffffff: lanes 0x0000001f are named in it but never come to this instruction",
         ),
         (
             "",
@@ -221,7 +221,7 @@ fn unknown_text_is_refused_with_its_line() {
         ("add.s16 %h3, %h1, 70000;", "`add.s16`: constant 70000 does not fit into 16 bits"),
         ("add.ftz.s32 %r3, %r1, %r1;", "`add.ftz.s32`: `.ftz` makes no sense for integers"),
         ("add.ftz.f16 %h3, %h1, %h1;", "`add.ftz.f16`: `.ftz` of 16-bit floats is not emulated"),
-        ("add", "found `ret`, expected `;`"),
+        ("add.s32 %r3, %r1, %r1", "found `ret`, expected `;`"),
         ("add.s32 %r3, %r1, ;", "found `;`, expected an operand"),
         ("@%r1 bra A; A:", "`bra`: `%r1` is no predicate"),
         ("@%q bra A; A:", "`bra`: register `%q` is not declared"),
@@ -280,7 +280,7 @@ fn unknown_text_is_refused_with_its_line() {
     ];
     for (body, message) in cases {
         let error = Device::new().load(&text("", body)).unwrap_err().to_string();
-        assert!(error.starts_with("PTX line 8: ") || error.starts_with("PTX line 9: "), "{body}: {error}");
+        assert!(error.starts_with("PTX line 9: ") || error.starts_with("PTX line 10: "), "{body}: {error}");
         assert!(error.contains(message), "{body}\n found: {error}\n expected: {message}");
     }
 }

@@ -62,7 +62,7 @@ fn operand() -> impl Strategy<Value = u64> {
     ]);
     prop_oneof![
         3 => any::<u64>(),
-        2 => (0u64..70),
+        2 => 0u64..70,
         2 => (-100.0f32..100.0).prop_map(|v| u64::from(v.to_bits()) << 32 | u64::from(v.to_bits())),
         2 => (-100.0f64..100.0).prop_map(f64::to_bits),
         2 => (special32.clone(), special32).prop_map(|(a, b)| u64::from(a) << 32 | u64::from(b)),
