@@ -14,7 +14,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             continue;
         }
         let source = std::fs::read_to_string(&path)?;
-        for arch in [80, 90] {
+        for arch in [80, 90, 100] {
             let compiled = nvrtc.compile(&source, &Options::new(arch))?;
             std::fs::write(path.with_extension(format!("sm_{arch}.ptx")), compiled.ptx)?;
         }

@@ -21,7 +21,7 @@ const MAX_THREADS: u32 = 1 << THREAD_BITS;
 /// Most bytes of shared memory of a block: those of compute capability 9.0.
 const MAX_SHARED: u64 = 227 * 1024;
 /// Warp instructions of one launch, unless set otherwise.
-const BUDGET: u64 = 10_000_000_000;
+const BUDGET: u64 = 1_000_000_000;
 
 /// An emulated device.
 #[derive(Debug)]

@@ -61,7 +61,8 @@ impl Warp {
         for lane in each(mask) {
             indices[lane] = region.inside(access, offsets[lane], bytes).map_err(|problem| stop(lane, problem))?;
         }
-        for lane in each(mask) {
+        let watched = if access == Access::Read && region.settled() { 0 } else { mask };
+        for lane in each(watched) {
             let at = indices[lane];
             let order = order!(machine, self, lane, strong, shared);
             let checked = match access {

@@ -105,6 +105,11 @@ impl Region {
         Problem::Misaligned { access, place, offset, bytes }
     }
 
+    /// Whether reads need no look at single bytes: all are written, and no kernel writes them.
+    pub fn settled(&self) -> bool {
+        self.read_only && self.written.missing == 0
+    }
+
     /// Whether kernels may write here.
     pub fn writable(&self, access: Access, offset: usize, bytes: usize) -> Result<(), Problem> {
         if self.read_only {

@@ -163,8 +163,6 @@ impl Parser {
         loop {
             match word.as_str() {
                 ".align" => align = self.number("an alignment")?,
-                // Marks of pointers in parameters: nothing that an emulator needs.
-                ".ptr" | ".global" | ".shared" | ".const" => {}
                 _ => break,
             }
             word = self.word("a type such as `.b8`")?;
@@ -173,7 +171,14 @@ impl Parser {
             self.at -= 1;
             return Err(self.error("a type such as `.b8`"));
         };
-        let name = self.word("the name of a variable")?;
+        let mut name = self.word("the name of a variable")?;
+        // What a parameter points to: nothing that an emulator needs.
+        while space == Space::Param && matches!(name.as_str(), ".ptr" | ".global" | ".const" | ".shared" | ".align") {
+            if name == ".align" {
+                self.number("an alignment")?;
+            }
+            name = self.word("the name of a parameter")?;
+        }
         let mut bytes = size;
         while self.take('[') {
             if self.take(']') {

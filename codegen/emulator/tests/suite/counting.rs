@@ -65,7 +65,7 @@ fn sectors_are_counted() {
     // Lanes in reverse, and pairs that swap: the order does not matter.
     let counted = counters(
         "xor.b32 %r2, %r0, 31; mul.wide.u32 %rd3, %r2, 4; add.s64 %rd3, %rd3, %rd1; ld.global.u32 %r3, [%rd3];
-         xor.b32 %r2, %r0, 9; mul.wide.u32 %rd3, %r2, 4; add.s64 %rd3, %rd3, %rd1; st.global.u32 [%rd3], %r1;",
+         bar.warp.sync -1; xor.b32 %r2, %r0, 9; mul.wide.u32 %rd3, %r2, 4; add.s64 %rd3, %rd3, %rd1; st.global.u32 [%rd3], %r1;",
     );
     assert_eq!((counted.global.read_sectors, counted.global.written_sectors), (4, 4));
     assert_eq!(counted.global.distinct_written_sectors, 4);

@@ -138,7 +138,7 @@ fn threads_that_are_through_are_not_waited_for() {
 #[test]
 fn reductions_and_wide_atomics_update() {
     let body = "red.global.add.u32 [%rd1], 2; atom.global.add.u64 %rd4, [%rd1+8], 1;
-        atom.global.gpu.cas.b64 %rd5, [%rd1+16], 0, 5; red.relaxed.gpu.global.max.s32 [%rd1+4], %r0;
+        atom.gpu.global.cas.b64 %rd5, [%rd1+16], 0, 5; red.relaxed.gpu.global.max.s32 [%rd1+4], %r0;
         atom.global.add.noftz.f16x2 %r1, [%rd1+24], %r2; atom.global.add.noftz.bf16x2 _, [%rd1+28], %r3;";
     let halves =
         |low: f32, high: f32| u32::from(f16::from_f32(high).to_bits()) << 16 | u32::from(f16::from_f32(low).to_bits());

@@ -31,7 +31,7 @@ fn fixtures_are_fresh() {
         sources += 1;
         let name = path.file_stem().unwrap().to_string_lossy().into_owned();
         let source = std::fs::read_to_string(&path).unwrap();
-        for arch in [80, 90] {
+        for arch in [80, 90, 100] {
             let compiled = nvrtc.compile(&source, &Options::new(arch)).unwrap();
             let fixture = ptx(&name, &format!("sm_{arch}"));
             assert!(compiled.ptx == fixture, "{name} for sm_{arch} differs: make the fixtures again");
