@@ -7,7 +7,7 @@ use bytemuck::{AnyBitPattern, NoUninit};
 use crate::counters::Counters;
 use crate::decode::decode;
 use crate::error::Error;
-use crate::exec::{Geometry, run};
+use crate::exec::{Geometry, Launch, run};
 use crate::memory::race::{LAST_TIME, THREAD_BITS};
 use crate::memory::region::Region;
 use crate::memory::space::address;
@@ -233,8 +233,16 @@ impl Device {
             }
             self.time = 1;
         }
-        let (schedule, budget, time) = (self.schedule, self.budget, self.time);
-        let (result, end) = run(program, &mut self.memory, &parameters, geometry, schedule, budget, time, &module.text);
+        let launch = Launch {
+            program,
+            text: &module.text,
+            parameters: &parameters,
+            geometry,
+            schedule: self.schedule,
+            budget: self.budget,
+            time: self.time,
+        };
+        let (result, end) = run(&launch, &mut self.memory);
         self.time = end;
         Ok(result?)
     }

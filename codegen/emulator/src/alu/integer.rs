@@ -53,12 +53,12 @@ pub fn word2(name: &str, kind: &str) -> Option<Word2> {
         ("sub.sat", "s32") => lanes!(Word; a: Word, b: Word => s32(a).saturating_sub(s32(b)).cast_unsigned()),
         ("mul.lo", "u32" | "s32") => lanes!(Word; a: Word, b: Word => a.wrapping_mul(b)),
         ("mul.lo", "u16" | "s16") => lanes!(Word; a: Word, b: Word => a.wrapping_mul(b) & 0xffff),
-        ("mul.hi", "u32") => lanes!(Word; a: Word, b: Word => (u64::from(a) * u64::from(b) >> 32) as u32),
+        ("mul.hi", "u32") => lanes!(Word; a: Word, b: Word => ((u64::from(a) * u64::from(b)) >> 32) as u32),
         ("mul.hi", "s32") => {
-            lanes!(Word; a: Word, b: Word => (i64::from(s32(a)) * i64::from(s32(b)) >> 32) as u32)
+            lanes!(Word; a: Word, b: Word => ((i64::from(s32(a)) * i64::from(s32(b))) >> 32) as u32)
         }
         ("mul.hi", "u16") => lanes!(Word; a: Word, b: Word => a.wrapping_mul(b) >> 16),
-        ("mul.hi", "s16") => lanes!(Word; a: Word, b: Word => low16(s16(a) * s16(b) >> 16)),
+        ("mul.hi", "s16") => lanes!(Word; a: Word, b: Word => low16((s16(a) * s16(b)) >> 16)),
         ("mul.wide", "u16") => lanes!(Word; a: Word, b: Word => a.wrapping_mul(b)),
         ("mul.wide", "s16") => lanes!(Word; a: Word, b: Word => (s16(a) * s16(b)).cast_unsigned()),
         ("div", "u32" | "u16") => {
@@ -96,9 +96,9 @@ pub fn long2(name: &str, kind: &str) -> Option<Long2> {
         ("add", "u64" | "s64") => lanes!(Long; a: Long, b: Long => a.wrapping_add(b)),
         ("sub", "u64" | "s64") => lanes!(Long; a: Long, b: Long => a.wrapping_sub(b)),
         ("mul.lo", "u64" | "s64") => lanes!(Long; a: Long, b: Long => a.wrapping_mul(b)),
-        ("mul.hi", "u64") => lanes!(Long; a: Long, b: Long => (u128::from(a) * u128::from(b) >> 64) as u64),
+        ("mul.hi", "u64") => lanes!(Long; a: Long, b: Long => ((u128::from(a) * u128::from(b)) >> 64) as u64),
         ("mul.hi", "s64") => {
-            lanes!(Long; a: Long, b: Long => (i128::from(s64(a)) * i128::from(s64(b)) >> 64) as u64)
+            lanes!(Long; a: Long, b: Long => ((i128::from(s64(a)) * i128::from(s64(b))) >> 64) as u64)
         }
         ("div", "u64") => lanes!(Long; a: Long, b: Long => divide(a, b)),
         ("div", "s64") => lanes!(Long; a: Long, b: Long => divide_signed(s64(a), s64(b)).cast_unsigned()),
@@ -198,11 +198,11 @@ pub fn word3(name: &str, kind: &str) -> Option<Word3> {
             lanes!(Word; a: Word, b: Word, c: Word => a.wrapping_mul(b).wrapping_add(c) & 0xffff)
         }
         ("mad.hi", "u32") => {
-            lanes!(Word; a: Word, b: Word, c: Word => ((u64::from(a) * u64::from(b) >> 32) as u32).wrapping_add(c))
+            lanes!(Word; a: Word, b: Word, c: Word => (((u64::from(a) * u64::from(b)) >> 32) as u32).wrapping_add(c))
         }
         ("mad.hi", "s32") => {
             lanes!(Word; a: Word, b: Word, c: Word =>
-                ((i64::from(s32(a)) * i64::from(s32(b)) >> 32) as u32).wrapping_add(c))
+                (((i64::from(s32(a)) * i64::from(s32(b))) >> 32) as u32).wrapping_add(c))
         }
         ("mad.wide", "u16") => lanes!(Word; a: Word, b: Word, c: Word => a.wrapping_mul(b).wrapping_add(c)),
         ("mad.wide", "s16") => {
@@ -289,7 +289,7 @@ pub fn long3(name: &str, kind: &str) -> Option<Long3> {
     Some(match (name, kind) {
         ("mad.lo", "u64" | "s64") => lanes!(Long; a: Long, b: Long, c: Long => a.wrapping_mul(b).wrapping_add(c)),
         ("mad.hi", "u64") => {
-            lanes!(Long; a: Long, b: Long, c: Long => ((u128::from(a) * u128::from(b) >> 64) as u64).wrapping_add(c))
+            lanes!(Long; a: Long, b: Long, c: Long => (((u128::from(a) * u128::from(b)) >> 64) as u64).wrapping_add(c))
         }
         _ => return None,
     })

@@ -160,11 +160,8 @@ impl Parser {
         let line = self.line();
         let mut align = 0;
         let mut word = self.word("a type such as `.b8`")?;
-        loop {
-            match word.as_str() {
-                ".align" => align = self.number("an alignment")?,
-                _ => break,
-            }
+        while word == ".align" {
+            align = self.number("an alignment")?;
             word = self.word("a type such as `.b8`")?;
         }
         let Some(size) = word.strip_prefix('.').and_then(type_bytes) else {

@@ -122,11 +122,11 @@ const WORDS: &[(&str, Meaning)] = &[
     ("add.sat.s32 %r4, %r1, %r2;", |a, b, _| i(a).saturating_add(i(b)).cast_unsigned().into()),
     ("sub.sat.s32 %r4, %r1, %r2;", |a, b, _| i(a).saturating_sub(i(b)).cast_unsigned().into()),
     ("mul.lo.s32 %r4, %r1, %r2;", |a, b, _| u(a).wrapping_mul(u(b)).into()),
-    ("mul.hi.u32 %r4, %r1, %r2;", |a, b, _| u64::from(u(a)) * u64::from(u(b)) >> 32),
+    ("mul.hi.u32 %r4, %r1, %r2;", |a, b, _| (u64::from(u(a)) * u64::from(u(b))) >> 32),
     ("mul.hi.s32 %r4, %r1, %r2;", |a, b, _| ((i64::from(i(a)) * i64::from(i(b))) >> 32) as u32 as u64),
     ("mad.lo.u32 %r4, %r1, %r2, %r3;", |a, b, c| u(a).wrapping_mul(u(b)).wrapping_add(u(c)).into()),
-    ("mad.hi.u32 %r4, %r1, %r2, %r3;", |a, b, c| ((u64::from(u(a)) * u64::from(u(b)) >> 32) as u32).wrapping_add(u(c)).into()),
-    ("mad.hi.s32 %r4, %r1, %r2, %r3;", |a, b, c| ((i64::from(i(a)) * i64::from(i(b)) >> 32) as u32).wrapping_add(u(c)).into()),
+    ("mad.hi.u32 %r4, %r1, %r2, %r3;", |a, b, c| (((u64::from(u(a)) * u64::from(u(b))) >> 32) as u32).wrapping_add(u(c)).into()),
+    ("mad.hi.s32 %r4, %r1, %r2, %r3;", |a, b, c| (((i64::from(i(a)) * i64::from(i(b))) >> 32) as u32).wrapping_add(u(c)).into()),
     ("div.u32 %r4, %r1, %r2;", |a, b, _| u(a).checked_div(u(b)).unwrap_or(u32::MAX).into()),
     ("div.s32 %r4, %r1, %r2;", |a, b, _| if i(b) == 0 { u32::MAX.into() } else { i(a).wrapping_div(i(b)).cast_unsigned().into() }),
     ("rem.u32 %r4, %r1, %r2;", |a, b, _| u(a).checked_rem(u(b)).unwrap_or(u(a)).into()),
@@ -172,7 +172,7 @@ const WORDS: &[(&str, Meaning)] = &[
     ("prmt.b32 %r4, %r1, %r2, 0xA731;", |a, b, _| {
         let bytes = u64::from(u(b)) << 32 | u64::from(u(a));
         let byte = |k: u32| bytes >> (8 * k) & 255;
-        byte(1) | byte(3) << 8 | byte(7) << 16 | (byte(2) >> 7) * 255 << 24
+        byte(1) | byte(3) << 8 | byte(7) << 16 | ((byte(2) >> 7) * 255) << 24
     }),
     ("prmt.b32.b4e %r4, %r1, %r2, 0;", |a, b, _| {
         let bytes = u64::from(u(b)) << 32 | u64::from(u(a));
@@ -266,8 +266,8 @@ const LONGS: &[(&str, Meaning)] = &[
     ("add.s64 %rd4, %rd1, %rd2;", |a, b, _| a.wrapping_add(b)),
     ("sub.u64 %rd4, %rd1, %rd2;", |a, b, _| a.wrapping_sub(b)),
     ("mul.lo.u64 %rd4, %rd1, %rd2;", |a, b, _| a.wrapping_mul(b)),
-    ("mul.hi.u64 %rd4, %rd1, %rd2;", |a, b, _| (u128::from(a) * u128::from(b) >> 64) as u64),
-    ("mul.hi.s64 %rd4, %rd1, %rd2;", |a, b, _| (i128::from(a as i64) * i128::from(b as i64) >> 64) as u64),
+    ("mul.hi.u64 %rd4, %rd1, %rd2;", |a, b, _| ((u128::from(a) * u128::from(b)) >> 64) as u64),
+    ("mul.hi.s64 %rd4, %rd1, %rd2;", |a, b, _| ((i128::from(a as i64) * i128::from(b as i64)) >> 64) as u64),
     ("mul.wide.u32 %rd4, %r1, %r2;", |a, b, _| u64::from(u(a)) * u64::from(u(b))),
     ("mul.wide.s32 %rd4, %r1, %r2;", |a, b, _| (i64::from(i(a)) * i64::from(i(b))).cast_unsigned()),
     ("mad.wide.s32 %rd4, %r1, %r2, %rd3;", |a, b, c| (i64::from(i(a)) * i64::from(i(b))).cast_unsigned().wrapping_add(c)),
@@ -300,7 +300,10 @@ const LONGS: &[(&str, Meaning)] = &[
         (p, q) if p.to_f32() == q.to_f32() => if p.is_sign_positive() { p } else { q },
         (p, q) => if p > q { p } else { q },
     })),
-    ("cvt.rn.f16.f64 %h4, %rd1; cvt.u64.u16 %rd4, %h4;", |a, _, _| of_h(f16::from_f64_const(f64::from_bits(a)))),
+    ("cvt.rn.f16.f64 %h4, %rd1; cvt.u64.u16 %rd4, %h4;", |a, _, _| {
+        // `half` cuts the lower 32 bits off before it rounds: put what they say into the bit above.
+        of_h(f16::from_f64_const(f64::from_bits(a | u64::from(a as u32 != 0) << 32)))
+    }),
     ("cvt.rn.bf16.f32 %h4, %r1; cvt.u64.u16 %rd4, %h4;", |a, _, _| of_b(bf16::from_f32(s(a)))),
     ("add.s16 %h4, %h1, %h2; cvt.u64.u16 %rd4, %h4;", |a, b, _| (a as u16).wrapping_add(b as u16).into()),
     ("min.s16 %h4, %h1, %h2; cvt.u64.u16 %rd4, %h4;", |a, b, _| ((a as i16).min(b as i16) as u16).into()),
