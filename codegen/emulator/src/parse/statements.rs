@@ -4,6 +4,9 @@ use super::lexer::{Spanned, Token, tokens};
 use super::syntax::{Instruction, Kernel, Module, Operand, Space, Statement, Variable};
 use crate::error::ParseError;
 
+/// Largest alignment of a variable.
+const MAX_ALIGN: u64 = 1 << 20;
+
 /// Parses a module.
 pub fn parse(text: &str) -> Result<Module, ParseError> {
     let tokens = tokens(text)?;
@@ -205,8 +208,9 @@ impl Parser {
             }
         }
         let align = if align == 0 { size } else { align };
-        if !align.is_power_of_two() {
-            return Err(ParseError::new(line, format!("alignment {align} of `{name}` is no power of two")));
+        if !align.is_power_of_two() || align > MAX_ALIGN {
+            let problem = format!("alignment {align} of `{name}` is no power of two up to {MAX_ALIGN}");
+            return Err(ParseError::new(line, problem));
         }
         Ok(Variable { space, name, bytes, align, initial, external: false, line })
     }

@@ -1,6 +1,9 @@
 //! Every message: what is wrong with a text, a request, or the doings of a kernel.
 
+use proptest::prelude::*;
 use shadowllm_emulator::{Arg, Device, Error};
+
+use crate::support::ptx;
 
 /// A module of one kernel `k` with the parameters p (an address) and n (a number).
 fn text(variables: &str, body: &str) -> String {
@@ -270,7 +273,7 @@ fn unknown_text_is_refused_with_its_line() {
         ("call.uni foo;", "functions are not emulated, mark them `__forceinline__` (and don't print)"),
         (".reg .b128 %q<2>;", "registers of type `.b128` are unknown, expected .pred or a type of 16, 32 or 64 bits"),
         (".reg .b32 %q<70000>;", "registers of a kind, at most 65535 fit"),
-        (".shared .align 3 .b8 x[8];", "alignment 3 of `x` is no power of two"),
+        (".shared .align 3 .b8 x[8];", "alignment 3 of `x` is no power of two up to 1048576"),
         (".shared .b8 x[8]; .shared .b8 x[8];", "`x` is declared twice"),
         ("mov.u32 %r1, 0f3F8;", "`0f3F8` is no f32: `0f` and eight hexadecimal digits were expected"),
         ("mov.u64 %rd1, 0d3F8;", "`0d3F8` is no f64: `0d` and sixteen hexadecimal digits were expected"),
@@ -375,4 +378,25 @@ fn requests_are_checked() {
     device.copy(data, 0, data, 5, 5).unwrap();
     assert_eq!(device.size(data).unwrap(), 10);
     assert!(device.address(data).unwrap() > 0);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    /// Text with a piece exchanged is refused with its line, or is another module; nothing panics.
+    #[test]
+    fn damaged_text_never_panics(
+        fixture in prop::sample::select(vec!["topk", "warp", "tensor_core", "arithmetic", "divergent", "async_copy"]),
+        place in any::<prop::sample::Index>(),
+        length in 0usize..12,
+        piece in "[-%a-z0-9.,;:@!|+={}()<>\\[\\] _$\n]{0,8}",
+    ) {
+        let mut text = ptx(fixture, "sm_80");
+        let start = place.index(text.len());
+        text.replace_range(start..(start + length).min(text.len()), &piece);
+        match Device::new().load(&text) {
+            Ok(module) => prop_assert!(module.kernels().count() < 10),
+            Err(error) => prop_assert!(error.to_string().starts_with("PTX line ")),
+        }
+    }
 }
