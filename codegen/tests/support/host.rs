@@ -79,7 +79,16 @@ pub fn rounded(value: f32, dtype: DType) -> f32 {
 impl Host {
     /// A program as PTX, to make hosts of.
     pub fn compile(nvrtc: &Nvrtc, spec: &KernelSpec, predictor: Option<&PredictorSpec>) -> (Program, String) {
-        let program = Program::emit(spec, predictor, &[]).unwrap();
+        Host::compile_with_windows(nvrtc, spec, predictor, &[])
+    }
+
+    pub fn compile_with_windows(
+        nvrtc: &Nvrtc,
+        spec: &KernelSpec,
+        predictor: Option<&PredictorSpec>,
+        windows: &[u32],
+    ) -> (Program, String) {
+        let program = Program::emit(spec, predictor, windows).unwrap();
         let compiled = nvrtc.compile(&program.source(), &Options::new(spec.sm.version())).unwrap();
         (program, compiled.ptx)
     }
@@ -166,6 +175,27 @@ impl Host {
     pub fn start(&mut self, token: u32, position: u32) {
         let state = self.buffer(Role::State);
         self.device.upload(state, 0, &[token, position]).unwrap();
+    }
+
+    /// Keys or values of the first positions, `[position][H_kv * d_h]`, as if a prompt had left them.
+    pub fn preset(&mut self, role: Role, layer: usize, rows: &[Vec<f32>]) {
+        let (s, cache) = (self.program.spec.sizes, self.program.spec.cache);
+        let buffer = self.buffer(role);
+        for (position, row) in rows.iter().enumerate() {
+            for (g, values) in row.chunks_exact(s.head_dim).enumerate() {
+                let at = ((layer * s.kv_heads + g) * s.context + position) * s.head_dim * cache.size();
+                let bits = |bits: fn(f32) -> u16| values.iter().map(|v| bits(*v)).collect::<Vec<u16>>();
+                match cache {
+                    DType::F32 => self.device.upload(buffer, at, values),
+                    DType::F16 => self.device.upload(buffer, at, &bits(|v| f16::from_f32(v).to_bits())),
+                    DType::BF16 => self.device.upload(buffer, at, &bits(|v| bf16::from_f32(v).to_bits())),
+                }
+                .unwrap();
+            }
+        }
+        let marks = vec![rows.len() as u32; s.kv_heads + 1];
+        let watermarks = self.buffer(Role::Watermarks);
+        self.device.upload(watermarks, 4 * layer * (s.kv_heads + 1), &marks).unwrap();
     }
 
     /// Launch `index` of a token.

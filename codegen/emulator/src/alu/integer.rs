@@ -225,6 +225,14 @@ pub fn word3(name: &str, kind: &str) -> Option<Word3> {
         ("prmt.rc16", "b32") => {
             lanes!(Word; a: Word, b: Word, c: Word => permute(a, b, if c & 1 == 0 { 0x1010 } else { 0x3232 }))
         }
+        ("dp2a.lo", "u32.u32") => lanes!(Word; a: Word, b: Word, c: Word => dot2(a, b, c, false, false)),
+        ("dp2a.lo", "u32.s32") => lanes!(Word; a: Word, b: Word, c: Word => dot2(a, b, c, false, true)),
+        ("dp2a.lo", "s32.u32") => lanes!(Word; a: Word, b: Word, c: Word => dot2(a, b, c, true, false)),
+        ("dp2a.lo", "s32.s32") => lanes!(Word; a: Word, b: Word, c: Word => dot2(a, b, c, true, true)),
+        ("dp2a.hi", "u32.u32") => lanes!(Word; a: Word, b: Word, c: Word => dot2(a, b >> 16, c, false, false)),
+        ("dp2a.hi", "u32.s32") => lanes!(Word; a: Word, b: Word, c: Word => dot2(a, b >> 16, c, false, true)),
+        ("dp2a.hi", "s32.u32") => lanes!(Word; a: Word, b: Word, c: Word => dot2(a, b >> 16, c, true, false)),
+        ("dp2a.hi", "s32.s32") => lanes!(Word; a: Word, b: Word, c: Word => dot2(a, b >> 16, c, true, true)),
         ("dp4a", "u32.u32") => lanes!(Word; a: Word, b: Word, c: Word => dot4(a, b, c, false, false)),
         ("dp4a", "u32.s32") => lanes!(Word; a: Word, b: Word, c: Word => dot4(a, b, c, false, true)),
         ("dp4a", "s32.u32") => lanes!(Word; a: Word, b: Word, c: Word => dot4(a, b, c, true, false)),
@@ -322,4 +330,17 @@ fn dot4(a: u32, b: u32, c: u32, a_signed: bool, b_signed: bool) -> u32 {
         if signed { i32::from(byte.cast_signed()) } else { i32::from(byte) }
     };
     (0..4).fold(c, |sum, i| sum.wrapping_add((byte(a, i, a_signed) * byte(b, i, b_signed)).cast_unsigned()))
+}
+
+/// `dp2a`: the halves of `a` times the two lower bytes of `b`, plus `c`.
+fn dot2(a: u32, b: u32, c: u32, a_signed: bool, b_signed: bool) -> u32 {
+    let half = |i: u32| {
+        let half = (a >> (16 * i)) as u16;
+        if a_signed { i32::from(half.cast_signed()) } else { i32::from(half) }
+    };
+    let byte = |i: u32| {
+        let byte = (b >> (8 * i)) as u8;
+        if b_signed { i32::from(byte.cast_signed()) } else { i32::from(byte) }
+    };
+    (0..2).fold(c, |sum, i| sum.wrapping_add((half(i) * byte(i)).cast_unsigned()))
 }

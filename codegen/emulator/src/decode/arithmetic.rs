@@ -17,6 +17,11 @@ impl Decoder<'_> {
                 let kind = [line.need(&["u32", "s32"])?, line.need(&["u32", "s32"])?].join(".");
                 return self.words3(line, integer::word3("dp4a", &kind), 32);
             }
+            "dp2a" => {
+                let name = format!("dp2a.{}", line.need(&["lo", "hi"])?);
+                let kind = [line.need(&["u32", "s32"])?, line.need(&["u32", "s32"])?].join(".");
+                return self.words3(line, integer::word3(&name, &kind), 32);
+            }
             "prmt" => {
                 line.need(&["b32"])?;
                 let name = match line.modifier(&["f4e", "b4e", "rc8", "ecl", "ecr", "rc16"]) {

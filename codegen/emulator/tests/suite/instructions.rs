@@ -230,6 +230,14 @@ const WORDS: &[(&str, Meaning)] = &[
         one(16) << 16 | one(0)
     }),
     ("selp.b32 %r4, %r1, %r2, %p1;", |_, b, _| u(b).into()),
+    ("dp2a.lo.s32.s32 %r4, %r1, %r2, %r3;", |a, b, c| {
+        let sum = i32::from(a as i16) * i32::from(b as i8) + i32::from((a >> 16) as i16) * i32::from((b >> 8) as i8);
+        u(c).wrapping_add(sum.cast_unsigned()).into()
+    }),
+    ("dp2a.hi.u32.s32 %r4, %r1, %r2, %r3;", |a, b, c| {
+        let sum = i32::from(a as u16) * i32::from((b >> 16) as i8) + i32::from((a >> 16) as u16) * i32::from((b >> 24) as i8);
+        u(c).wrapping_add(sum.cast_unsigned()).into()
+    }),
     ("dp4a.u32.s32 %r4, %r1, %r2, %r3;", |a, b, c| {
         (0..4).fold(u(c), |sum, k| sum.wrapping_add((i32::from((a >> (8 * k)) as u8) * i32::from((b >> (8 * k)) as i8)).cast_unsigned())).into()
     }),
