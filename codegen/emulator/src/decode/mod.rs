@@ -103,9 +103,9 @@ impl Decoder<'_> {
         };
         let op = match line.root() {
             "add" | "sub" | "mul" | "mad" | "fma" | "div" | "rem" | "min" | "max" | "neg" | "abs" | "sad" | "popc"
-            | "clz" | "brev" | "bfind" | "bfe" | "bfi" | "shl" | "shr" | "shf" | "prmt" | "lop3" | "dp2a" | "dp4a" | "and"
-            | "or" | "xor" | "not" | "cnot" | "copysign" | "rcp" | "sqrt" | "rsqrt" | "ex2" | "lg2" | "sin" | "cos"
-            | "tanh" => self.arithmetic(&mut line)?,
+            | "clz" | "brev" | "bfind" | "bfe" | "bfi" | "shl" | "shr" | "shf" | "prmt" | "lop3" | "dp2a" | "dp4a"
+            | "and" | "or" | "xor" | "not" | "cnot" | "copysign" | "rcp" | "sqrt" | "rsqrt" | "ex2" | "lg2" | "sin"
+            | "cos" | "tanh" => self.arithmetic(&mut line)?,
             "mov" => self.mov(&mut line)?,
             "cvt" => self.cvt(&mut line)?,
             "cvta" => self.cvta(&mut line)?,
