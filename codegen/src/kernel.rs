@@ -55,7 +55,7 @@ pub enum ParamKind {
     U32,
 }
 
-/// What the bytes of a call depend on.
+/// What the bytes of a call depend on. Of a selection: over all layers that it is for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     /// Heads that are kept.
@@ -64,7 +64,7 @@ pub struct Counts {
     pub kv_heads: u64,
     /// Rows of keys that are made, over these heads; as many of values.
     pub made: u64,
-    /// Of these, rows of earlier positions, whose attention inputs are read again.
+    /// Earlier positions whose attention inputs are read again, once for all heads.
     pub late: u64,
     /// Rows of keys that attention reads, over the key/value heads of kept heads; as many of values.
     pub cached: u64,
@@ -86,7 +86,7 @@ pub struct Traffic {
     pub kv_head: u64,
     /// Per row of keys that is made.
     pub made: u64,
-    /// Per row of keys that is made later than its position.
+    /// Per earlier position whose attention input is read.
     pub late: u64,
     /// Per row of keys that is read.
     pub cached: u64,
@@ -126,7 +126,7 @@ impl fmt::Display for Traffic {
             (self.head, " a kept head"),
             (self.kv_head, " a key/value head that is made"),
             (self.made, " a key row made"),
-            (self.late, " a key row made late"),
+            (self.late, " an earlier position that is filled"),
             (self.cached, " a key row read"),
             (self.neuron, " a kept neuron"),
             (self.active, " an active neuron"),

@@ -217,12 +217,11 @@ DEVICE void add_rows(u32 t, u32 first, u32 step, u32 rows, Row row_of, Factor fa
     }
 }
 
-// Adds the sums of all groups in order and writes them, [VECTORS * SIZE]. Uses shared memory for all groups but the first. All
-// threads of the block take part.
+// Adds the sums of all groups in order and writes them, [VECTORS * SIZE]. Uses shared memory `meet`, which nobody reads any more, for
+// all groups but the first. All threads of the block take part.
 template <class W, int VECTORS, int GROUP, int GROUPS, int PASSES>
 DEVICE void write_sums(u32 group, u32 t, float (&acc)[PASSES][W::SIZE], float4* meet, float* out) {
     const int FOURS = W::SIZE / 4;
-    __syncthreads();
     if (group > 0) {
 #pragma unroll
         for (int p = 0; p < PASSES; p++) {

@@ -547,16 +547,16 @@ impl Builder {
         let list = self.list(kind, layers.start);
         let all = spec.sizes.layers;
         let counts = self.at(Role::Counts, 8 * all, 8 * layers.start + 4 * second);
-        let common = [scores, budget, self.status()];
+        let (status, common) = (self.status(), [scores, budget]);
         if spec.scope == Scope::Local {
-            let args = [&common[..], &[list, counts]].concat();
+            let args = [&common[..], &[status, list, counts]].concat();
             return self.launch_on(None, select::local(spec, kind, most), grid, args);
         }
         let [cut, histogram, ties, collect] = select::global(spec, kind, most);
         let cuts = self.all(Role::Scratch("cuts"), 16 * all);
         let bins = self.all(Role::Scratch("histograms"), 4 * select::DIGITS * select::BINS);
         let rest = self.all(Role::Scratch("common cut"), 8);
-        self.launch_on(None, cut, grid, [&common[..], &[cuts, bins]].concat());
+        self.launch_on(None, cut, grid, [&common[..], &[status, cuts, bins]].concat());
         for digit in 0..select::DIGITS as u32 {
             let args = [&common[..], &[cuts, bins, Arg::U32(digit)]].concat();
             self.launch_on(None, histogram.clone(), grid, args);

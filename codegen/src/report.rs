@@ -82,7 +82,7 @@ impl Load {
             heads: of(s.heads, heads),
             kv_heads: of(s.kv_heads, filled),
             made: s.kv_heads as u64,
-            late: of(s.kv_heads, 1.0 - needed),
+            late: u64::from(needed < 1.0),
             cached: of(s.kv_heads, needed) * (self.position as u64 + 1),
             neurons,
             active: (neurons as f64 * self.active).round() as u64,

@@ -30,7 +30,13 @@ DEVICE u32 order_key(float score) {
     return bits ^ ((u32)((int)bits >> 31) | 0x80000000u);
 }
 
-// This thread's units, threadIdx.x * ITEMS and following; 0 behind the last. Reports scores that are not finite.
+// Key of this thread's unit i of ITEMS, of those at threadIdx.x * ITEMS and following; 0 behind the last.
+template <int WIDTH, int ITEMS> DEVICE u32 key_of(const float* __restrict__ scores, u32 i) {
+    const u32 at = threadIdx.x * ITEMS + i;
+    return at < WIDTH ? order_key(scores[at]) : 0u;
+}
+
+// All keys of this thread. Reports scores that are not finite.
 template <int WIDTH, int ITEMS> DEVICE void load_keys(const float* __restrict__ scores, u32 (&keys)[ITEMS], u32* status) {
     bool sound = true;
 #pragma unroll
@@ -95,14 +101,16 @@ template <int WIDTH, int WARPS, int ITEMS> DEVICE Cut best(const u32 (&keys)[ITE
     return cut;
 }
 
-// Writes the indices that the cut takes, ascending, and how many they are.
+// Writes the indices that the cut takes, ascending, and how many they are. Scores are read again, from the first-level cache: together
+// with what a walk needs the keys would be too many for the registers.
 template <int WIDTH, int WARPS, int ITEMS>
-DEVICE void collect(const u32 (&keys)[ITEMS], Cut cut, u32* slots, u32* list, u32* count) {
+DEVICE void collect(const float* __restrict__ scores, Cut cut, u32* slots, u32* list, u32* count) {
     // Keys over and at the threshold, in the upper and the lower half of a number: one scan for both.
     u32 own = 0;
-#pragma unroll
+#pragma unroll 4
     for (int i = 0; i < ITEMS; i++) {
-        own += keys[i] > cut.threshold ? 0x10000u : (keys[i] == cut.threshold ? 1u : 0u);
+        const u32 key = key_of<WIDTH, ITEMS>(scores, i);
+        own += key > cut.threshold ? 0x10000u : (key == cut.threshold ? 1u : 0u);
     }
     u32 before = own;
 #pragma unroll
@@ -122,14 +130,14 @@ DEVICE void collect(const u32 (&keys)[ITEMS], Cut cut, u32* slots, u32* list, u3
         all += slots[w];
     }
     u32 over = before >> 16, equal = before & 0xffffu;
-#pragma unroll
+#pragma unroll 4
     for (int i = 0; i < ITEMS; i++) {
-        const u32 at = threadIdx.x * ITEMS + i;
-        const bool tie = keys[i] == cut.threshold;
-        if (at < WIDTH && (keys[i] > cut.threshold || (tie && equal < cut.ties))) {
+        const u32 at = threadIdx.x * ITEMS + i, key = key_of<WIDTH, ITEMS>(scores, i);
+        const bool tie = key == cut.threshold;
+        if (at < WIDTH && (key > cut.threshold || (tie && equal < cut.ties))) {
             list[over + (equal < cut.ties ? equal : cut.ties)] = at;
         }
-        over += keys[i] > cut.threshold ? 1u : 0u;
+        over += key > cut.threshold ? 1u : 0u;
         equal += tie ? 1u : 0u;
     }
     if (threadIdx.x == 0) {
@@ -183,10 +191,11 @@ DEVICE Found pick(const u32* bins, u32 wanted, u32* found) {
 const SLOTS: usize = 64 + 4;
 
 const SELECT: &str = r#"    u32* slots = (u32*)shared_memory;
+    const float* row = scores + (u64)blockIdx.x * $WIDTH;
     u32 keys[$ITEMS];
-    load_keys<$WIDTH>(scores + (u64)blockIdx.x * $WIDTH, keys, status);
+    load_keys<$WIDTH>(row, keys, status);
     const Cut cut = best<$WIDTH, $WARPS>(keys, budget[0], slots);
-    collect<$WIDTH, $WARPS>(keys, cut, slots, lists + (u64)blockIdx.x * $WIDTH, counts + 2 * blockIdx.x);
+    collect<$WIDTH, $WARPS, $ITEMS>(row, cut, slots, lists + (u64)blockIdx.x * $WIDTH, counts + 2 * blockIdx.x);
 "#;
 
 const CUT: &str = r#"    u32* slots = (u32*)shared_memory;
@@ -217,16 +226,15 @@ const HISTOGRAM: &str = r#"    const u32 wanted = budget[1];
     }
     for (u32 i = threadIdx.x; i < $BINS; i += $THREADS) own[i] = 0u;
     __syncthreads();
-    u32 keys[$ITEMS];
-    load_keys<$WIDTH>(scores + (u64)blockIdx.x * $WIDTH, keys, status);
+    const float* row = scores + (u64)blockIdx.x * $WIDTH;
     const u32 threshold = cuts[4 * blockIdx.x];
     const u32 shift = digit == 0u ? 21u : (digit == 1u ? 10u : 0u), width = digit == 2u ? 10u : 11u;
-#pragma unroll
+#pragma unroll 4
     for (int i = 0; i <= $ITEMS; i++) {
         // Keys under the layer's own threshold compete, and those that equal it but are too many.
         u32 key = threshold, n = 0u;
         if (i < $ITEMS) {
-            key = keys[i < $ITEMS ? i : 0];
+            key = key_of<$WIDTH, $ITEMS>(row, i);
             n = threadIdx.x * $ITEMS + i < $WIDTH && key < threshold ? 1u : 0u;
         } else if (threadIdx.x == 0) {
             n = cuts[4 * blockIdx.x + 2];
@@ -252,12 +260,11 @@ const TIES: &str = r#"    const u32 wanted = budget[1];
         common = common << (d == 2u ? 10u : 11u) | found.bin;
     }
     if (found.bin == 0xffffffffu) common = 0u, found.rank = 0u; // all are taken
-    u32 keys[$ITEMS];
-    load_keys<$WIDTH>(scores + (u64)blockIdx.x * $WIDTH, keys, status);
+    const float* row = scores + (u64)blockIdx.x * $WIDTH;
     const u32 threshold = cuts[4 * blockIdx.x];
     int n = 0;
-#pragma unroll
-    for (int i = 0; i < $ITEMS; i++) n += keys[i] == common && threadIdx.x * $ITEMS + i < $WIDTH ? 1 : 0;
+#pragma unroll 4
+    for (int i = 0; i < $ITEMS; i++) n += key_of<$WIDTH, $ITEMS>(row, i) == common && threadIdx.x * $ITEMS + i < $WIDTH ? 1 : 0;
     const u32 same = block_count<$WARPS>(n, slots);
     if (threadIdx.x == 0) {
         cuts[4 * blockIdx.x + 3] = common == threshold ? cuts[4 * blockIdx.x + 2] : (common < threshold ? same : 0u);
@@ -269,8 +276,6 @@ const TIES: &str = r#"    const u32 wanted = budget[1];
 "#;
 
 const COLLECT: &str = r#"    u32* slots = (u32*)shared_memory;
-    u32 keys[$ITEMS];
-    load_keys<$WIDTH>(scores + (u64)blockIdx.x * $WIDTH, keys, status);
     Cut cut = {cuts[4 * blockIdx.x], cuts[4 * blockIdx.x + 1], 0u};
     // A layer whose own threshold is lower has nothing over the common one but what it keeps anyway.
     if (budget[1] > 0u && rest[0] <= cut.threshold) {
@@ -283,7 +288,7 @@ const COLLECT: &str = r#"    u32* slots = (u32*)shared_memory;
         cut.ties = rest[0] == cut.threshold ? cut.ties + left : left;
         cut.threshold = rest[0];
     }
-    collect<$WIDTH, $WARPS>(keys, cut, slots, lists + (u64)blockIdx.x * $WIDTH, counts + 2 * blockIdx.x);
+    collect<$WIDTH, $WARPS, $ITEMS>(scores + (u64)blockIdx.x * $WIDTH, cut, slots, lists + (u64)blockIdx.x * $WIDTH, counts + 2 * blockIdx.x);
 "#;
 
 /// How a layer's units are shared by threads.
@@ -312,9 +317,7 @@ fn kernel(
     bins: bool,
 ) -> Kernel {
     let Ranks { width, threads, items } = Ranks::of(spec, kind);
-    let status = Param::buffer("status", Element::U32, Access::ReadWrite, Traffic::NONE);
-    let mut params =
-        vec![Param::read("scores", Element::F32, layers * width), Param::read("budget", Element::U32, 2), status];
+    let mut params = vec![Param::read("scores", Element::F32, layers * width), Param::read("budget", Element::U32, 2)];
     params.extend_from_slice(extra);
     Draft {
         name: format!("{name}_{}_n{width}", kind.name()),
@@ -346,19 +349,25 @@ pub(crate) fn functions(global: bool) -> String {
     if global { text + &fill(GLOBAL_FUNCTIONS, &[("BINS", &BINS)]) } else { text }
 }
 
-fn lists(spec: &KernelSpec, kind: Kind, layers: usize) -> [Param; 2] {
-    // At most: a list is as long as the budget says.
-    let most = Traffic::fixed(4 * layers * units(spec, kind));
+/// Lists and their lengths, of as many units as the counts say, over all layers together.
+fn lists(kind: Kind, layers: usize) -> [Param; 2] {
+    let units = match kind {
+        Kind::Heads => Traffic { head: 4, ..Traffic::NONE },
+        Kind::Neurons => Traffic { neuron: 4, ..Traffic::NONE },
+    };
     [
-        Param::buffer("lists", Element::U32, Access::Write, most),
+        Param::buffer("lists", Element::U32, Access::Write, units),
         Param::buffer("counts", Element::U32, Access::Write, Traffic::fixed(4 * layers)),
     ]
 }
 
+const STATUS: Param = Param::buffer("status", Element::U32, Access::ReadWrite, Traffic::NONE);
+
 /// Lists of a local budget.
 pub(crate) fn local(spec: &KernelSpec, kind: Kind, layers: usize) -> Kernel {
     let text = ["select", "The best units of every layer, as many as the budget says.", SELECT];
-    kernel(spec, kind, layers, text, &lists(spec, kind, layers), false)
+    let [list, count] = lists(kind, layers);
+    kernel(spec, kind, layers, text, &[STATUS, list, count], false)
 }
 
 /// The kernels of a global budget in the order of their launches; the second is launched for each of three digits.
@@ -367,14 +376,14 @@ pub(crate) fn global(spec: &KernelSpec, kind: Kind, layers: usize) -> [Kernel; 4
     let bins = |access, digits: usize| Param::buffer("bins", Element::U32, access, Traffic::fixed(4 * digits * BINS));
     let rest = |access| Param::buffer("rest", Element::U32, access, Traffic::fixed(8));
     let digit = Param { name: "digit", kind: ParamKind::U32, traffic: Traffic::NONE, weights: false };
-    let [list, count] = lists(spec, kind, layers);
+    let [list, count] = lists(kind, layers);
     [
         kernel(
             spec,
             kind,
             layers,
             ["cut", "The units that every layer keeps whatever the others have.", CUT],
-            &[cuts(Access::Write, 3), bins(Access::Write, DIGITS)],
+            &[STATUS, cuts(Access::Write, 3), bins(Access::Write, DIGITS)],
             false,
         ),
         kernel(

@@ -377,8 +377,8 @@ const MOST_HIDDEN: usize = 12_288;
 const MOST_HEADS: usize = 1024;
 /// Values of a head that the lanes of a warp keep in registers.
 const MOST_HEAD_DIM: usize = 256;
-/// Neurons of a layer, which are counted in 16 bits while they are ranked.
-const MOST_NEURONS: usize = 65_535;
+/// Neurons of a layer whose keys a block of 1024 threads keeps in registers while it ranks them.
+const MOST_NEURONS: usize = 36_864;
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
@@ -429,7 +429,7 @@ mod tests {
             },
             Case {
                 change: |s| s.sizes.ffn = 70_000,
-                message: "ffn is 70000, but the CUDA kernels are made for at most 65535; use the CPU engine",
+                message: "ffn is 70000, but the CUDA kernels are made for at most 36864; use the CPU engine",
             },
         ];
         for Case { change, message } in cases {

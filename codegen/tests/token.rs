@@ -7,7 +7,7 @@ mod support;
 use shadowllm_codegen::{Activation, Biases, DType, KernelSpec, Role, Sizes, Sm};
 use shadowllm_emulator::Schedule;
 
-use support::host::{Host, Random};
+use support::host::{Host, Random, rounded};
 use support::nvrtc;
 use support::oracle::{Kept, Oracle, difference};
 
@@ -110,4 +110,61 @@ fn rows_of_many_vectors() {
     let sizes = sizes([2, 2400, 2, 2, 128, 70, 40, 40]);
     decode("wide", &KernelSpec::opt(sizes, DType::BF16, sm80()), 3, 1e-5);
     decode("wide, gated", &KernelSpec::llama(sizes, DType::F32, sm80()), 2, 1e-5);
+}
+
+/// Tokens behind a prompt of `held` positions whose keys are scaled by `size`.
+fn behind_a_prompt(spec: &KernelSpec, held: usize, window: usize, size: f32, bound: f64) {
+    let Some(nvrtc) = nvrtc() else { return };
+    let s = spec.sizes;
+    let compiled = Host::compile_with_windows(&nvrtc, spec, None, &vec![window as u32; s.layers]);
+    for schedule in [Schedule::InOrder, Schedule::Reversed, Schedule::Random(3)] {
+        let mut host = Host::new(&compiled, 8);
+        host.device.set_schedule(schedule);
+        let mut oracle = Oracle::new(spec);
+        let mut random = Random(9);
+        for layer in 0..s.layers {
+            let mut rows = |size: f32| -> Vec<Vec<f32>> {
+                let row = |random: &mut Random| {
+                    (0..s.kv_heads * s.head_dim).map(|_| rounded(size * random.unit(), spec.cache)).collect()
+                };
+                (0..held).map(|_| row(&mut random)).collect()
+            };
+            let (keys, values) = (rows(size), rows(1.0));
+            host.preset(Role::Keys, layer, &keys);
+            host.preset(Role::Values, layer, &values);
+            oracle.preset(layer, &keys, &values);
+        }
+        for position in held..held + 2 {
+            let plan: Vec<Kept> = (0..s.layers)
+                .map(|layer| {
+                    let kept = if layer == 0 { s.heads } else { s.heads.div_ceil(2) };
+                    (random.some(s.heads, kept), random.some(s.ffn, s.ffn / 2))
+                })
+                .collect();
+            for (layer, (heads, neurons)) in plan.iter().enumerate() {
+                host.keep(layer, heads, neurons);
+            }
+            host.start(5, position as u32);
+            host.token();
+            let expected = oracle.token(&host, 5, position, &plan, window);
+            let found = difference(&host.values::<f32>(Role::Logits), &expected);
+            assert!(found <= bound, "position {position}, window {window}, {schedule:?}: {found:e} over {bound:e}");
+        }
+    }
+}
+
+#[test]
+fn long_contexts_with_and_without_a_window() {
+    let sizes = sizes([2, 48, 4, 2, 24, 40, 50, 1100]);
+    let spec = KernelSpec::llama(sizes, DType::F16, sm80());
+    for (held, window) in [(1000, 0), (1000, 100), (1000, 37), (31, 32), (32, 0), (33, 1)] {
+        behind_a_prompt(&spec, held, window, 1.0, 1e-5);
+    }
+    behind_a_prompt(&KernelSpec { cache: DType::BF16, ..spec }, 1000, 700, 1.0, 4e-3);
+}
+
+#[test]
+fn scores_beyond_the_range_of_the_exponential() {
+    let spec = KernelSpec::opt(sizes([2, 48, 3, 3, 128, 40, 50, 320]), DType::BF16, sm80());
+    behind_a_prompt(&spec, 300, 0, 2000.0, 1e-2);
 }

@@ -7,7 +7,7 @@ use bytemuck::{AnyBitPattern, NoUninit};
 use crate::counters::Counters;
 use crate::decode::decode;
 use crate::error::Error;
-use crate::exec::{Geometry, run};
+use crate::exec::{Geometry, Launch, run};
 use crate::memory::race::{LAST_TIME, THREAD_BITS};
 use crate::memory::region::Region;
 use crate::memory::space::address;
@@ -21,7 +21,7 @@ const MAX_THREADS: u32 = 1 << THREAD_BITS;
 /// Most bytes of shared memory of a block: those of compute capability 9.0.
 const MAX_SHARED: u64 = 227 * 1024;
 /// Warp instructions of one launch, unless set otherwise.
-const BUDGET: u64 = 10_000_000_000;
+const BUDGET: u64 = 1_000_000_000;
 
 /// An emulated device.
 #[derive(Debug)]
@@ -233,8 +233,16 @@ impl Device {
             }
             self.time = 1;
         }
-        let (schedule, budget, time) = (self.schedule, self.budget, self.time);
-        let (result, end) = run(program, &mut self.memory, &parameters, geometry, schedule, budget, time, &module.text);
+        let launch = Launch {
+            program,
+            text: &module.text,
+            parameters: &parameters,
+            geometry,
+            schedule: self.schedule,
+            budget: self.budget,
+            time: self.time,
+        };
+        let (result, end) = run(&launch, &mut self.memory);
         self.time = end;
         Ok(result?)
     }

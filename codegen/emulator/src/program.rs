@@ -390,6 +390,9 @@ pub enum Test {
     Longs(LongTest, Slot, Slot),
 }
 
+/// How the result of a comparison is combined with a predicate, and whether that is negated.
+pub type Combine = (fn(Mask, Mask) -> Mask, Slot, bool);
+
 /// What an instruction does. The letters say which banks its function takes and gives: w for words, l for longs.
 #[derive(Debug)]
 #[allow(missing_docs)]
@@ -529,7 +532,7 @@ pub enum Op {
         test: Test,
         to: Option<Slot>,
         not: Option<Slot>,
-        combine: Option<(fn(Mask, Mask) -> Mask, Slot, bool)>,
+        combine: Option<Combine>,
     },
     SelectWord {
         to: Slot,

@@ -79,7 +79,16 @@ pub fn rounded(value: f32, dtype: DType) -> f32 {
 impl Host {
     /// A program as PTX, to make hosts of.
     pub fn compile(nvrtc: &Nvrtc, spec: &KernelSpec, predictor: Option<&PredictorSpec>) -> (Program, String) {
-        let program = Program::emit(spec, predictor, &[]).unwrap();
+        Host::compile_with_windows(nvrtc, spec, predictor, &[])
+    }
+
+    pub fn compile_with_windows(
+        nvrtc: &Nvrtc,
+        spec: &KernelSpec,
+        predictor: Option<&PredictorSpec>,
+        windows: &[u32],
+    ) -> (Program, String) {
+        let program = Program::emit(spec, predictor, windows).unwrap();
         let compiled = nvrtc.compile(&program.source(), &Options::new(spec.sm.version())).unwrap();
         (program, compiled.ptx)
     }
@@ -168,8 +177,34 @@ impl Host {
         self.device.upload(state, 0, &[token, position]).unwrap();
     }
 
+    /// Keys or values of the first positions, `[position][H_kv * d_h]`, as if a prompt had left them.
+    pub fn preset(&mut self, role: Role, layer: usize, rows: &[Vec<f32>]) {
+        let (s, cache) = (self.program.spec.sizes, self.program.spec.cache);
+        let buffer = self.buffer(role);
+        for (position, row) in rows.iter().enumerate() {
+            for (g, values) in row.chunks_exact(s.head_dim).enumerate() {
+                let at = ((layer * s.kv_heads + g) * s.context + position) * s.head_dim * cache.size();
+                let bits = |bits: fn(f32) -> u16| values.iter().map(|v| bits(*v)).collect::<Vec<u16>>();
+                match cache {
+                    DType::F32 => self.device.upload(buffer, at, values),
+                    DType::F16 => self.device.upload(buffer, at, &bits(|v| f16::from_f32(v).to_bits())),
+                    DType::BF16 => self.device.upload(buffer, at, &bits(|v| bf16::from_f32(v).to_bits())),
+                }
+                .unwrap();
+            }
+        }
+        let marks = vec![rows.len() as u32; s.kv_heads + 1];
+        let watermarks = self.buffer(Role::Watermarks);
+        self.device.upload(watermarks, 4 * layer * (s.kv_heads + 1), &marks).unwrap();
+    }
+
     /// Launch `index` of a token.
     pub fn launch(&mut self, index: usize) -> Counters {
+        self.try_launch(index).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// Launch `index` of a token; the emulator may find fault with it.
+    pub fn try_launch(&mut self, index: usize) -> Result<Counters, String> {
         let launch = &self.program.token[index];
         let kernel = &self.program.kernels[launch.kernel];
         let args: Vec<Given> = launch
@@ -183,7 +218,7 @@ impl Host {
         let [x, y] = launch.grid;
         let result =
             self.device.launch(&self.module, &kernel.name, [x, y, 1], [kernel.threads, 1, 1], kernel.shared, &args);
-        result.unwrap_or_else(|error| panic!("launch {index}, {}: {error}", kernel.name))
+        result.map_err(|error| format!("launch {index}, {}: {error}", kernel.name))
     }
 
     /// All launches of a token.
@@ -193,7 +228,7 @@ impl Host {
         }
     }
 
-    pub fn values<T: bytemuck_shim::Plain>(&self, role: Role) -> Vec<T> {
+    pub fn values<T: element::Plain>(&self, role: Role) -> Vec<T> {
         T::download(&self.device, self.buffer(role))
     }
 
@@ -203,7 +238,7 @@ impl Host {
 }
 
 /// The element types that tests download.
-pub mod bytemuck_shim {
+pub mod element {
     use super::{Buffer, Device};
 
     pub trait Plain: Sized {

@@ -3,7 +3,7 @@
 #![allow(dead_code, clippy::unwrap_used, clippy::print_stderr)]
 
 use shadowllm_codegen::{
-    DType, KernelSpec, Kind, Normalization, PredictorInput, PredictorSpec, Program, Sizes, Sm, WeightFormat,
+    DType, KernelSpec, Normalization, PredictorInput, PredictorSpec, Program, Sizes, Sm, WeightFormat,
 };
 use shadowllm_nvrtc::Nvrtc;
 
@@ -80,9 +80,6 @@ pub fn nvrtc() -> Option<Nvrtc> {
 pub fn program(spec: &KernelSpec) -> Program {
     Program::emit(spec, Some(&predictor()), &[]).unwrap()
 }
-
-/// Both kinds, for loops.
-pub const KINDS: [Kind; 2] = Kind::ALL;
 
 pub mod host;
 pub mod oracle;

@@ -71,6 +71,13 @@ impl Oracle {
         Oracle { keys: empty.clone(), values: empty }
     }
 
+    /// Keys and values of the first positions of a layer.
+    pub fn preset(&mut self, layer: usize, keys: &[Vec<f32>], values: &[Vec<f32>]) {
+        let wide = |rows: &[Vec<f32>]| rows.iter().map(|row| row.iter().map(|v| f64::from(*v)).collect()).collect();
+        self.keys[layer] = wide(keys);
+        self.values[layer] = wide(values);
+    }
+
     /// Logits of one token. `window` is that of every layer, 0 for none.
     pub fn token(&mut self, host: &Host, token: u32, position: usize, plan: &[Kept], window: usize) -> Vec<f64> {
         let spec = &host.program.spec;

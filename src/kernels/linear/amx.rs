@@ -5,19 +5,21 @@
 //! [`gemm`](super::gemm) packs are the other factor: the words of one `k`, tokens side by side. So packing and blocking are
 //! the same; four of the eight registers hold the sums of 32 weights and 32 tokens, two the weights, two the tokens.
 //!
-//! With [`Compute::Bf16`](crate::kernels::Compute) `x` is rounded to `bf16` and one product is made. With
-//! [`Compute::F32`](crate::kernels::Compute) and `bf16` weights nothing is rounded: the 24 bits of an `f32` are exactly three
-//! `bf16` ([`Part`]), whose products with the weights are exact in `f32` and are added to the same sums. That is three
-//! instructions in place of one, and still several times the rate of the vector units. The instruction treats subnormal numbers
-//! as zero: values of `x` below 2^-102 may lose their last parts.
+//! With [`Compute::Bf16`] `x` is rounded to `bf16` and one product is made. With [`Compute::F32`] nothing is rounded: the 24 bits
+//! of an `f32` are exactly three `bf16` ([`Part`]), and so are the 11 bits of an `f16` two of them. Products of parts are exact in
+//! `f32` and are added to the same sums; those under 2^-23 of the whole are left out. That is three instructions for `bf16`
+//! weights, five for `f16` and six for `f32` in place of one, and still a multiple of the rate of the vector units. The
+//! instruction treats subnormal numbers as zero: values below 2^-102 may lose their last parts.
 
 use std::arch::asm;
 use std::ops::Range;
 
+use shadowllm_weights::DType;
+
 use super::gemm::{Factors, Layout, Pack, TOKEN_BLOCK, blocks, write_block};
 use super::product::{Pairs, Part};
 use super::weights::Weights;
-use crate::kernels::cpu::{Cpu, SharedOut};
+use crate::kernels::cpu::{Compute, Cpu, SharedOut};
 use crate::kernels::isa::{Amx, Kernel};
 use crate::kernels::simd::Simd;
 
@@ -32,46 +34,52 @@ const ROW_BLOCK: usize = 8 * TILE_OUTPUTS;
 /// Bytes of `x` that stay in the second-level cache while all outputs pass: then the sums can stay in the first.
 const CACHED_BYTES: usize = 1 << 20;
 
-/// Products of `x` rounded to `bf16`.
-pub(super) fn rounded<M: Weights>(cpu: &Cpu, amx: Amx, factors: Factors<'_, M>, out: &mut [f32]) {
-    let layout = Layout::even::<Pairs>(cpu.geometry(), factors.k, factors.t, SIDE, BLOCK);
-    let mut packed = cpu.scratch(layout.len());
-    Pack::all(cpu, Pairs, factors.x, [factors.t, factors.k], layout, &mut packed);
-    multiply::<M, 1>(cpu, amx, factors, layout, &packed, out);
+/// Computes all outputs.
+pub(super) fn gemm<M: Weights>(cpu: &Cpu, amx: Amx, compute: Compute, factors: Factors<'_, M>, out: &mut [f32]) {
+    match (compute, M::DTYPE) {
+        (Compute::Bf16, _) => multiply::<M, 1, 1>(cpu, amx, factors, out),
+        (Compute::F32, DType::BF16) => multiply::<M, 1, 3>(cpu, amx, factors, out),
+        (Compute::F32, DType::F16) => multiply::<M, 2, 3>(cpu, amx, factors, out),
+        (Compute::F32, DType::F32) => multiply::<M, 3, 3>(cpu, amx, factors, out),
+    }
 }
 
-/// Products of `x` as it is, if the weights are `bf16`.
-pub(super) fn exact<M: Weights>(cpu: &Cpu, amx: Amx, factors: Factors<'_, M>, out: &mut [f32]) {
-    let layout = Layout::even::<Pairs>(cpu.geometry(), factors.k, factors.t, SIDE, BLOCK);
-    let mut packed = cpu.scratch(3 * layout.len());
-    let (high, rest) = packed.split_at_mut(layout.len());
-    let (middle, low) = rest.split_at_mut(layout.len());
-    Pack::all(cpu, Part::<0>, factors.x, [factors.t, factors.k], layout, high);
-    Pack::all(cpu, Part::<1>, factors.x, [factors.t, factors.k], layout, middle);
-    Pack::all(cpu, Part::<2>, factors.x, [factors.t, factors.k], layout, &mut low[..layout.len()]);
-    multiply::<M, 3>(cpu, amx, factors, layout, &packed, out);
-}
-
-fn multiply<M: Weights, const PARTS: usize>(
+/// Multiplies in so many parts of the weights and of `x`.
+fn multiply<M: Weights, const WEIGHTS: usize, const XS: usize>(
     cpu: &Cpu,
     amx: Amx,
     factors: Factors<'_, M>,
-    layout: Layout,
-    packed: &[f32],
     out: &mut [f32],
 ) {
-    assert!(packed.len() >= PARTS * layout.len());
+    let Factors { x, n, k, t, .. } = factors;
+    let layout = Layout::even::<Pairs>(cpu.geometry(), k, t, SIDE, BLOCK);
+    if layout.len() == 0 {
+        // Nothing to sum up.
+        return out.chunks_exact_mut(n.max(1)).for_each(|row| match factors.bias {
+            Some(bias) => row.copy_from_slice(bias),
+            None => row.fill(0.0),
+        });
+    }
+    let mut packed = cpu.scratch(XS * layout.len());
+    for (part, packed) in packed[..XS * layout.len()].chunks_exact_mut(layout.len()).enumerate() {
+        match (XS, part) {
+            (1, _) => Pack::all(cpu, Pairs, x, [t, k], layout, packed),
+            (_, 0) => Pack::all(cpu, Part::<0>, x, [t, k], layout, packed),
+            (_, 1) => Pack::all(cpu, Part::<1>, x, [t, k], layout, packed),
+            _ => Pack::all(cpu, Part::<2>, x, [t, k], layout, packed),
+        }
+    }
     let out = SharedOut::new(out);
     // A task's time, as bytes that memory could have delivered in it, at 64 operations a byte.
-    let cost = PARTS * factors.k * factors.t / 32;
-    cpu.split(factors.n, TILE_OUTPUTS, cost, &|range| {
-        let mut weights = cpu.scratch(TILE_OUTPUTS * BLOCK);
+    let cost = WEIGHTS * XS * k * t / 32;
+    cpu.split(n, TILE_OUTPUTS, cost, &|range| {
+        let mut weights = cpu.scratch(WEIGHTS * TILE_OUTPUTS * BLOCK);
         let mut sums = cpu.scratch(ROW_BLOCK * TOKEN_BLOCK.min(layout.tokens));
-        cpu.run(Multiply::<M, PARTS> {
+        cpu.run(Multiply::<M, WEIGHTS, XS> {
             amx,
             factors,
             layout,
-            packed,
+            packed: &packed,
             range,
             weights: &mut weights,
             sums: &mut sums,
@@ -81,14 +89,14 @@ fn multiply<M: Weights, const PARTS: usize>(
 }
 
 /// Computes outputs `range` of all tokens.
-struct Multiply<'a, M, const PARTS: usize> {
+struct Multiply<'a, M, const WEIGHTS: usize, const XS: usize> {
     amx: Amx,
     factors: Factors<'a, M>,
     layout: Layout,
-    /// `PARTS` times the packed `x`.
+    /// `XS` times the packed `x`.
     packed: &'a [f32],
     range: Range<usize>,
-    /// `[TILE_OUTPUTS, BLOCK]`
+    /// `[WEIGHTS, TILE_OUTPUTS, BLOCK]`
     weights: &'a mut [f32],
     /// `[ROW_BLOCK, tokens of the block]`
     sums: &'a mut [f32],
@@ -96,12 +104,12 @@ struct Multiply<'a, M, const PARTS: usize> {
     out: SharedOut<'a>,
 }
 
-impl<M: Weights, const PARTS: usize> Kernel for Multiply<'_, M, PARTS> {
+impl<M: Weights, const WEIGHTS: usize, const XS: usize> Kernel for Multiply<'_, M, WEIGHTS, XS> {
     type Out = ();
 
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
-        let Factors { n, t, bias, weights, k, .. } = self.factors;
+        let Factors { n, t, bias, .. } = self.factors;
         let layout = self.layout;
         let row_block = if self.x_is_cached() { TILE_OUTPUTS } else { ROW_BLOCK };
         let tiles = Tiles::configure(self.amx);
@@ -112,10 +120,8 @@ impl<M: Weights, const PARTS: usize> Kernel for Multiply<'_, M, PARTS> {
                     sums.fill(bias.and_then(|bias| bias[..rows.end].get(rows.start + r)).copied().unwrap_or(0.0));
                 }
                 for block in 0..layout.blocks() {
-                    let along = layout.along::<Pairs>(block, k);
-                    let words = layout.block_words(block);
                     for group in blocks(rows.clone(), TILE_OUTPUTS) {
-                        weights.rows(s, Pairs, group.clone(), along.clone(), [words, BLOCK], self.weights);
+                        self.widen(s, block, group.clone());
                         self.products(&tiles, block, group.start - rows.start, tokens.clone());
                     }
                 }
@@ -126,10 +132,27 @@ impl<M: Weights, const PARTS: usize> Kernel for Multiply<'_, M, PARTS> {
     }
 }
 
-impl<M: Weights, const PARTS: usize> Multiply<'_, M, PARTS> {
+impl<M: Weights, const WEIGHTS: usize, const XS: usize> Multiply<'_, M, WEIGHTS, XS> {
     /// Whether all of a block of tokens, in all parts, stays in the second-level cache. Changes the order of outputs, not of sums.
     fn x_is_cached(&self) -> bool {
-        PARTS * self.layout.len() / self.layout.tokens.max(1) * TOKEN_BLOCK.min(self.layout.tokens) * 4 <= CACHED_BYTES
+        XS * self.layout.len() / self.layout.tokens.max(1) * TOKEN_BLOCK.min(self.layout.tokens) * 4 <= CACHED_BYTES
+    }
+
+    /// Makes the parts of the weights of `outputs`, one group at most.
+    #[inline(always)]
+    fn widen<S: Simd>(&mut self, s: S, block: usize, outputs: Range<usize>) {
+        let Factors { weights, k, .. } = self.factors;
+        let along = self.layout.along::<Pairs>(block, k);
+        let size = [self.layout.block_words(block), BLOCK];
+        for (part, tile) in self.weights.chunks_exact_mut(TILE_OUTPUTS * BLOCK).take(WEIGHTS).enumerate() {
+            let (outputs, along) = (outputs.clone(), along.clone());
+            match (WEIGHTS, part) {
+                (1, _) => weights.rows(s, Pairs, outputs, along, size, tile),
+                (_, 0) => weights.rows(s, Part::<0>, outputs, along, size, tile),
+                (_, 1) => weights.rows(s, Part::<1>, outputs, along, size, tile),
+                _ => weights.rows(s, Part::<2>, outputs, along, size, tile),
+            }
+        }
     }
 
     /// Adds the products of one block of words to the sums that begin at row `first`.
@@ -138,7 +161,7 @@ impl<M: Weights, const PARTS: usize> Multiply<'_, M, PARTS> {
         let layout = self.layout;
         let words = layout.block_words(block);
         let width = tokens.len();
-        let weights = &self.weights[..TILE_OUTPUTS * BLOCK];
+        let weights = &self.weights[..WEIGHTS * TILE_OUTPUTS * BLOCK];
         let mut token = tokens.start;
         while token < tokens.end {
             let panel = layout.panel_tokens(token);
@@ -147,7 +170,7 @@ impl<M: Weights, const PARTS: usize> Multiply<'_, M, PARTS> {
                 let sums = &mut self.sums[first * width + token - tokens.start + column..];
                 let x = &self.packed[at + column..];
                 let wide = panel - column > SIDE;
-                assert!(x.len() >= (PARTS - 1) * layout.len() + (words - 1) * panel + SIDE * (1 + usize::from(wide)));
+                assert!(x.len() >= (XS - 1) * layout.len() + (words - 1) * panel + SIDE * (1 + usize::from(wide)));
                 assert!(sums.len() >= (TILE_OUTPUTS - 1) * width + SIDE * (1 + usize::from(wide)));
                 let place = Place {
                     words,
@@ -160,7 +183,9 @@ impl<M: Weights, const PARTS: usize> Multiply<'_, M, PARTS> {
                 };
                 // SAFETY: `words` is a multiple of 16 and at most `BLOCK`; `words` rows of the panel, in all parts, and
                 // `TILE_OUTPUTS` rows of sums follow, as was asserted.
-                unsafe { if wide { tiles.two_columns::<PARTS>(place) } else { tiles.one_column::<PARTS>(place) } }
+                unsafe {
+                    if wide { tiles.two_columns::<WEIGHTS, XS>(place) } else { tiles.one_column::<WEIGHTS, XS>(place) }
+                }
             }
             token += panel;
         }
@@ -237,12 +262,12 @@ impl Tiles {
         Tiles(())
     }
 
-    /// `sums[r][c] += sum over parts and words of weights[r][i] . x[i][c]` for 32 rows and 32 tokens.
+    /// `sums[r][c] += weights[r][i] . x[i][c]`, summed over words and over pairs of parts, for 32 rows and 32 tokens.
     ///
     /// # Safety
     /// The operands are valid for these sizes; `words` is a multiple of 16.
     #[inline(always)]
-    unsafe fn two_columns<const PARTS: usize>(&self, place: Place) {
+    unsafe fn two_columns<const WEIGHTS: usize, const XS: usize>(&self, place: Place) {
         let Place { words, mut weights, mut x, x_row, x_part, sums, sums_row } = place;
         let weights_row = 4 * BLOCK;
         // SAFETY: the caller vouches for the operands; pointers end at most one step behind them and are not used there. That
@@ -254,15 +279,19 @@ impl Tiles {
             load!("tmm2", below, sums_row);
             load!("tmm3", below.add(SIDE), sums_row);
             for _ in (0..words).step_by(SIDE) {
-                load!("tmm4", weights, weights_row);
-                load!("tmm5", weights.byte_add(SIDE * weights_row), weights_row);
-                for part in 0..PARTS {
-                    load!("tmm6", x.add(part * x_part), x_row);
-                    multiply_add!("tmm0", "tmm4", "tmm6");
-                    multiply_add!("tmm2", "tmm5", "tmm6");
-                    load!("tmm7", x.add(part * x_part + SIDE), x_row);
-                    multiply_add!("tmm1", "tmm4", "tmm7");
-                    multiply_add!("tmm3", "tmm5", "tmm7");
+                for w in 0..WEIGHTS {
+                    let weights = weights.add(w * TILE_OUTPUTS * BLOCK);
+                    load!("tmm4", weights, weights_row);
+                    load!("tmm5", weights.byte_add(SIDE * weights_row), weights_row);
+                    // A part is at most 2^-8 of the one in front of it.
+                    for part in 0..XS - w {
+                        load!("tmm6", x.add(part * x_part), x_row);
+                        multiply_add!("tmm0", "tmm4", "tmm6");
+                        multiply_add!("tmm2", "tmm5", "tmm6");
+                        load!("tmm7", x.add(part * x_part + SIDE), x_row);
+                        multiply_add!("tmm1", "tmm4", "tmm7");
+                        multiply_add!("tmm3", "tmm5", "tmm7");
+                    }
                 }
                 weights = weights.wrapping_add(SIDE);
                 x = x.wrapping_byte_add(SIDE * x_row);
@@ -279,7 +308,7 @@ impl Tiles {
     /// # Safety
     /// As there.
     #[inline(always)]
-    unsafe fn one_column<const PARTS: usize>(&self, place: Place) {
+    unsafe fn one_column<const WEIGHTS: usize, const XS: usize>(&self, place: Place) {
         let Place { words, mut weights, mut x, x_row, x_part, sums, sums_row } = place;
         let weights_row = 4 * BLOCK;
         // SAFETY: as above.
@@ -288,12 +317,15 @@ impl Tiles {
             load!("tmm0", sums, sums_row);
             load!("tmm2", below, sums_row);
             for _ in (0..words).step_by(SIDE) {
-                load!("tmm4", weights, weights_row);
-                load!("tmm5", weights.byte_add(SIDE * weights_row), weights_row);
-                for part in 0..PARTS {
-                    load!("tmm6", x.add(part * x_part), x_row);
-                    multiply_add!("tmm0", "tmm4", "tmm6");
-                    multiply_add!("tmm2", "tmm5", "tmm6");
+                for w in 0..WEIGHTS {
+                    let weights = weights.add(w * TILE_OUTPUTS * BLOCK);
+                    load!("tmm4", weights, weights_row);
+                    load!("tmm5", weights.byte_add(SIDE * weights_row), weights_row);
+                    for part in 0..XS - w {
+                        load!("tmm6", x.add(part * x_part), x_row);
+                        multiply_add!("tmm0", "tmm4", "tmm6");
+                        multiply_add!("tmm2", "tmm5", "tmm6");
+                    }
                 }
                 weights = weights.wrapping_add(SIDE);
                 x = x.wrapping_byte_add(SIDE * x_row);

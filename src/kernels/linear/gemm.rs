@@ -12,8 +12,6 @@
 
 use std::ops::Range;
 
-use shadowllm_weights::DType;
-
 #[cfg(target_arch = "x86_64")]
 use super::amx;
 use super::micro::micro;
@@ -113,10 +111,8 @@ pub(super) struct Factors<'a, M> {
 /// Computes all outputs in the given precision.
 pub(super) fn gemm<M: Weights>(cpu: &Cpu, compute: Compute, factors: Factors<'_, M>, out: &mut [f32]) {
     #[cfg(target_arch = "x86_64")]
-    match (cpu.amx(), compute) {
-        (Some(proof), Compute::F32) if M::DTYPE == DType::BF16 => return amx::exact(cpu, proof, factors, out),
-        (Some(proof), Compute::Bf16) => return amx::rounded(cpu, proof, factors, out),
-        _ => {}
+    if let Some(proof) = cpu.amx() {
+        return amx::gemm(cpu, proof, compute, factors, out);
     }
     match compute {
         Compute::F32 => multiply(cpu, Exact, factors, out),

@@ -57,15 +57,10 @@ const _: () = assert!(SAME_BITS <= BF16_ROWS);
 fn gemm_rows(cpu: &Cpu, dtype: DType) -> usize {
     match (compute(cpu, dtype), cpu.geometry().registers) {
         (Compute::Bf16, _) => BF16_ROWS,
-        (Compute::F32, _) if has_tiles(cpu, dtype) => 32,
+        (Compute::F32, _) if cpu.isa() == IsaName::Amx && dtype == DType::BF16 => 32,
         (Compute::F32, 32..) => 96,
         (Compute::F32, _) => 48,
     }
-}
-
-/// Whether many rows are multiplied with weights of a type by AMX.
-fn has_tiles(cpu: &Cpu, dtype: DType) -> bool {
-    cpu.isa() == IsaName::Amx && dtype == DType::BF16
 }
 
 /// Precision of the products with weights of a type: only `bf16` weights lose nothing by it.
@@ -114,9 +109,14 @@ pub fn linear_bytes(w: &Matrix, rows_of_x: usize) -> u64 {
 /// Name of the blocked product of rows with weights of a type.
 fn blocked_name(cpu: &Cpu, dtype: DType, compute: Compute) -> String {
     let isa = cpu.isa();
-    if has_tiles(cpu, dtype) {
-        let parts = if compute == Compute::Bf16 { "bf16" } else { "3bf16" };
-        return format!("{isa}-bf16x{parts}-tile32x32");
+    if isa == IsaName::Amx {
+        let factors = match (compute, dtype) {
+            (Compute::Bf16, _) => "bf16xbf16",
+            (Compute::F32, DType::BF16) => "bf16x3bf16",
+            (Compute::F32, DType::F16) => "2bf16x3bf16",
+            (Compute::F32, DType::F32) => "3bf16x3bf16",
+        };
+        return format!("{isa}-{factors}-tile32x32");
     }
     let (isa, factors) = match compute {
         Compute::F32 => (isa.to_string(), format!("{dtype}xf32")),

@@ -134,7 +134,7 @@ impl Conversion {
             value = if value.is_nan() { 0.0 } else { value.clamp(0.0, 1.0) + 0.0 };
         }
         if self.relu {
-            value = if value < 0.0 || value == 0.0 { 0.0 } else { value };
+            value = if value <= 0.0 { 0.0 } else { value };
         }
         let rounding = if self.integral { Rounding::Nearest } else { self.rounding };
         let result = from_f64(value, to, rounding);

@@ -53,12 +53,12 @@ pub fn word2(name: &str, kind: &str) -> Option<Word2> {
         ("sub.sat", "s32") => lanes!(Word; a: Word, b: Word => s32(a).saturating_sub(s32(b)).cast_unsigned()),
         ("mul.lo", "u32" | "s32") => lanes!(Word; a: Word, b: Word => a.wrapping_mul(b)),
         ("mul.lo", "u16" | "s16") => lanes!(Word; a: Word, b: Word => a.wrapping_mul(b) & 0xffff),
-        ("mul.hi", "u32") => lanes!(Word; a: Word, b: Word => (u64::from(a) * u64::from(b) >> 32) as u32),
+        ("mul.hi", "u32") => lanes!(Word; a: Word, b: Word => ((u64::from(a) * u64::from(b)) >> 32) as u32),
         ("mul.hi", "s32") => {
-            lanes!(Word; a: Word, b: Word => (i64::from(s32(a)) * i64::from(s32(b)) >> 32) as u32)
+            lanes!(Word; a: Word, b: Word => ((i64::from(s32(a)) * i64::from(s32(b))) >> 32) as u32)
         }
         ("mul.hi", "u16") => lanes!(Word; a: Word, b: Word => a.wrapping_mul(b) >> 16),
-        ("mul.hi", "s16") => lanes!(Word; a: Word, b: Word => low16(s16(a) * s16(b) >> 16)),
+        ("mul.hi", "s16") => lanes!(Word; a: Word, b: Word => low16((s16(a) * s16(b)) >> 16)),
         ("mul.wide", "u16") => lanes!(Word; a: Word, b: Word => a.wrapping_mul(b)),
         ("mul.wide", "s16") => lanes!(Word; a: Word, b: Word => (s16(a) * s16(b)).cast_unsigned()),
         ("div", "u32" | "u16") => {
@@ -96,9 +96,9 @@ pub fn long2(name: &str, kind: &str) -> Option<Long2> {
         ("add", "u64" | "s64") => lanes!(Long; a: Long, b: Long => a.wrapping_add(b)),
         ("sub", "u64" | "s64") => lanes!(Long; a: Long, b: Long => a.wrapping_sub(b)),
         ("mul.lo", "u64" | "s64") => lanes!(Long; a: Long, b: Long => a.wrapping_mul(b)),
-        ("mul.hi", "u64") => lanes!(Long; a: Long, b: Long => (u128::from(a) * u128::from(b) >> 64) as u64),
+        ("mul.hi", "u64") => lanes!(Long; a: Long, b: Long => ((u128::from(a) * u128::from(b)) >> 64) as u64),
         ("mul.hi", "s64") => {
-            lanes!(Long; a: Long, b: Long => (i128::from(s64(a)) * i128::from(s64(b)) >> 64) as u64)
+            lanes!(Long; a: Long, b: Long => ((i128::from(s64(a)) * i128::from(s64(b))) >> 64) as u64)
         }
         ("div", "u64") => lanes!(Long; a: Long, b: Long => divide(a, b)),
         ("div", "s64") => lanes!(Long; a: Long, b: Long => divide_signed(s64(a), s64(b)).cast_unsigned()),
@@ -198,11 +198,11 @@ pub fn word3(name: &str, kind: &str) -> Option<Word3> {
             lanes!(Word; a: Word, b: Word, c: Word => a.wrapping_mul(b).wrapping_add(c) & 0xffff)
         }
         ("mad.hi", "u32") => {
-            lanes!(Word; a: Word, b: Word, c: Word => ((u64::from(a) * u64::from(b) >> 32) as u32).wrapping_add(c))
+            lanes!(Word; a: Word, b: Word, c: Word => (((u64::from(a) * u64::from(b)) >> 32) as u32).wrapping_add(c))
         }
         ("mad.hi", "s32") => {
             lanes!(Word; a: Word, b: Word, c: Word =>
-                ((i64::from(s32(a)) * i64::from(s32(b)) >> 32) as u32).wrapping_add(c))
+                (((i64::from(s32(a)) * i64::from(s32(b))) >> 32) as u32).wrapping_add(c))
         }
         ("mad.wide", "u16") => lanes!(Word; a: Word, b: Word, c: Word => a.wrapping_mul(b).wrapping_add(c)),
         ("mad.wide", "s16") => {
@@ -225,20 +225,20 @@ pub fn word3(name: &str, kind: &str) -> Option<Word3> {
         ("prmt.rc16", "b32") => {
             lanes!(Word; a: Word, b: Word, c: Word => permute(a, b, if c & 1 == 0 { 0x1010 } else { 0x3232 }))
         }
-        ("dp2a.lo", "s32.s32") => lanes!(Word; a: Word, b: Word, c: Word => dot2(a, b, c)),
-        ("dp2a.hi", "s32.s32") => lanes!(Word; a: Word, b: Word, c: Word => dot2(a, b >> 16, c)),
+        ("dp2a.lo", "u32.u32") => lanes!(Word; a: Word, b: Word, c: Word => dot2(a, b, c, false, false)),
+        ("dp2a.lo", "u32.s32") => lanes!(Word; a: Word, b: Word, c: Word => dot2(a, b, c, false, true)),
+        ("dp2a.lo", "s32.u32") => lanes!(Word; a: Word, b: Word, c: Word => dot2(a, b, c, true, false)),
+        ("dp2a.lo", "s32.s32") => lanes!(Word; a: Word, b: Word, c: Word => dot2(a, b, c, true, true)),
+        ("dp2a.hi", "u32.u32") => lanes!(Word; a: Word, b: Word, c: Word => dot2(a, b >> 16, c, false, false)),
+        ("dp2a.hi", "u32.s32") => lanes!(Word; a: Word, b: Word, c: Word => dot2(a, b >> 16, c, false, true)),
+        ("dp2a.hi", "s32.u32") => lanes!(Word; a: Word, b: Word, c: Word => dot2(a, b >> 16, c, true, false)),
+        ("dp2a.hi", "s32.s32") => lanes!(Word; a: Word, b: Word, c: Word => dot2(a, b >> 16, c, true, true)),
         ("dp4a", "u32.u32") => lanes!(Word; a: Word, b: Word, c: Word => dot4(a, b, c, false, false)),
         ("dp4a", "u32.s32") => lanes!(Word; a: Word, b: Word, c: Word => dot4(a, b, c, false, true)),
         ("dp4a", "s32.u32") => lanes!(Word; a: Word, b: Word, c: Word => dot4(a, b, c, true, false)),
         ("dp4a", "s32.s32") => lanes!(Word; a: Word, b: Word, c: Word => dot4(a, b, c, true, true)),
         _ => return None,
     })
-}
-
-/// `dp2a`: signed halves of `a` times the two lower signed bytes of `b`, plus `c`.
-fn dot2(a: u32, b: u32, c: u32) -> u32 {
-    let product = |i: u32| i32::from((a >> (16 * i)) as i16).wrapping_mul(i32::from((b >> (8 * i)) as i8));
-    c.wrapping_add(product(0) as u32).wrapping_add(product(1) as u32)
 }
 
 /// Selectors of `prmt.b4e`, by the two low bits of the control operand.
@@ -297,7 +297,7 @@ pub fn long3(name: &str, kind: &str) -> Option<Long3> {
     Some(match (name, kind) {
         ("mad.lo", "u64" | "s64") => lanes!(Long; a: Long, b: Long, c: Long => a.wrapping_mul(b).wrapping_add(c)),
         ("mad.hi", "u64") => {
-            lanes!(Long; a: Long, b: Long, c: Long => ((u128::from(a) * u128::from(b) >> 64) as u64).wrapping_add(c))
+            lanes!(Long; a: Long, b: Long, c: Long => (((u128::from(a) * u128::from(b)) >> 64) as u64).wrapping_add(c))
         }
         _ => return None,
     })
@@ -330,4 +330,17 @@ fn dot4(a: u32, b: u32, c: u32, a_signed: bool, b_signed: bool) -> u32 {
         if signed { i32::from(byte.cast_signed()) } else { i32::from(byte) }
     };
     (0..4).fold(c, |sum, i| sum.wrapping_add((byte(a, i, a_signed) * byte(b, i, b_signed)).cast_unsigned()))
+}
+
+/// `dp2a`: the halves of `a` times the two lower bytes of `b`, plus `c`.
+fn dot2(a: u32, b: u32, c: u32, a_signed: bool, b_signed: bool) -> u32 {
+    let half = |i: u32| {
+        let half = (a >> (16 * i)) as u16;
+        if a_signed { i32::from(half.cast_signed()) } else { i32::from(half) }
+    };
+    let byte = |i: u32| {
+        let byte = (b >> (8 * i)) as u8;
+        if b_signed { i32::from(byte.cast_signed()) } else { i32::from(byte) }
+    };
+    (0..2).fold(c, |sum, i| sum.wrapping_add((half(i) * byte(i)).cast_unsigned()))
 }

@@ -151,8 +151,9 @@ pub fn add_odd(a: f64, b: f64) -> f64 {
     let back = sum - a;
     let error = (a - (sum - back)) + (b - back);
     let bits = sum.to_bits();
-    // A NaN error (from infinities) takes neither branch.
-    if (error > 0.0 || error < 0.0) && bits & 1 == 0 {
+    // Infinities have no error to speak of: it is a NaN.
+    let inexact = error != 0.0 && !error.is_nan();
+    if inexact && bits & 1 == 0 {
         f64::from_bits(if (error > 0.0) == (sum > 0.0) { bits + 1 } else { bits - 1 })
     } else {
         sum

@@ -4,9 +4,8 @@ use super::Decoder;
 use super::line::{Line, bits};
 use crate::alu::{compare, float, half, integer, logic};
 use crate::error::ParseError;
-use crate::lanes::Mask;
 use crate::parse::Operand;
-use crate::program::{Op, Reg, Slot, Test};
+use crate::program::{Combine, Op, Reg, Slot, Test};
 
 const ROUNDINGS: &[&str] = &["rn", "rz", "rm", "rp"];
 
@@ -242,7 +241,7 @@ impl Decoder<'_> {
             }
             _ => return Err(unknown),
         };
-        let combine: Option<(fn(Mask, Mask) -> Mask, Slot, bool)> = match combine {
+        let combine: Option<Combine> = match combine {
             Some(f) => {
                 let (slot, negated) = self.predicate_in(line)?;
                 Some((f, slot, negated))

@@ -3,11 +3,11 @@
 //! In between the target counts as not written, so that reading it too early is found.
 
 use super::machine::{Machine, Stop, order, stop};
-use super::memory::{Touch, together};
+use super::memory::Touch;
 use super::warp::Warp;
 use crate::error::{Access, Problem};
 use crate::lanes::{LANES, Mask, each};
-use crate::memory::space::Target;
+use crate::memory::space::{Target, together};
 use crate::parse::Space;
 use crate::program::AsyncCopy;
 

@@ -1,13 +1,13 @@
 //! Atomics: lane after lane.
 
 use super::machine::{Machine, Stop};
-use super::memory::{Touch, together, value_at};
+use super::memory::{Touch, value_at};
 use super::warp::Warp;
 use crate::alu::float::bits32;
 use crate::alu::half::{bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
 use crate::error::Access;
 use crate::lanes::{Mask, each};
-use crate::memory::space::Target;
+use crate::memory::space::{Target, together};
 use crate::program::{Atomic, AtomicOp};
 
 impl Warp {

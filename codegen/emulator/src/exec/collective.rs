@@ -22,7 +22,7 @@ impl Warp {
             arrived |= if here { parked.mask } else { 0 };
             !here
         });
-        let (mut rest, mut through) = (arrived, 0);
+        let (mut rest, mut through, mut freed) = (arrived, 0, false);
         while rest != 0 {
             let members = masks[rest.trailing_zeros() as usize];
             // Lanes of unlike masks take part in unlike operations.
@@ -50,11 +50,12 @@ impl Warp {
                 }
                 self.perform(machine, op, needed)?;
                 through |= here;
+                freed = true;
             } else {
                 self.parked.push((Group { pc: group.pc, mask: here }, members));
             }
         }
-        if through == group.mask {
+        if through == group.mask && !freed {
             return Ok(Next::Step);
         }
         self.put(Group { pc: group.pc + 1, mask: through | (group.mask & !active) });

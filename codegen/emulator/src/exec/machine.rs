@@ -101,17 +101,25 @@ macro_rules! order {
 }
 pub(super) use order;
 
+/// What a launch is asked to do.
+#[derive(Debug)]
+pub struct Launch<'a> {
+    pub program: &'a Program,
+    /// Text of the module, for messages.
+    pub text: &'a str,
+    /// Arguments, as the kernel sees them in memory.
+    pub parameters: &'a [u8],
+    pub geometry: Geometry,
+    pub schedule: Schedule,
+    /// Warp instructions that may be executed.
+    pub budget: u64,
+    /// Time of synchronisations at which it begins.
+    pub time: u32,
+}
+
 /// Runs all blocks. Returns the counts, and the time after the last synchronisation.
-pub fn run(
-    program: &Program,
-    memory: &mut Memory,
-    parameters: &[u8],
-    geometry: Geometry,
-    schedule: Schedule,
-    budget: u64,
-    time: u32,
-    text: &str,
-) -> (Result<Counters, Box<Fault>>, u32) {
+pub fn run(launch: &Launch, memory: &mut Memory) -> (Result<Counters, Box<Fault>>, u32) {
+    let &Launch { program, text, parameters, geometry, schedule, budget, time } = launch;
     let shared_bytes = program.shared_bytes as usize + geometry.dynamic_shared as usize;
     let mut machine = Machine {
         program,

@@ -3,13 +3,13 @@
 //! A product is summed up exactly enough in f64 and rounded once to f32; a device rounds in an order of its own.
 
 use super::machine::{Machine, Stop};
-use super::memory::{Touch, together, value_at};
+use super::memory::{Touch, value_at};
 use super::warp::Warp;
 use crate::alu::float::bits32;
 use crate::alu::half::{bf16_to_f32, f16_to_f32};
 use crate::error::Access;
 use crate::lanes::{LANES, Mask, each};
-use crate::memory::space::Target;
+use crate::memory::space::{Target, together};
 use crate::parse::Space;
 use crate::program::{Address, Multiply, Slot};
 

@@ -5,8 +5,7 @@ use super::warp::Warp;
 use crate::counters::wavefronts;
 use crate::error::{Access, Problem};
 use crate::lanes::{LANES, Long, Mask, each};
-use crate::memory::space::{Target, locate};
-use crate::parse::Space;
+use crate::memory::space::{Target, together};
 use crate::program::{MemoryOp, Reg};
 
 /// Byte offsets of the lanes in one target.
@@ -22,20 +21,6 @@ pub struct Touch {
     pub strong: bool,
     /// Through the read-only cache.
     pub cached: bool,
-}
-
-/// The lanes of `mask` that go where the first of them goes, and their offsets there.
-pub fn together(space: Space, addresses: &Long, mask: Mask) -> (Target, [i64; LANES], Mask) {
-    let (target, _) = locate(space, addresses[mask.trailing_zeros() as usize]);
-    let (mut offsets, mut found) = ([0; LANES], 0);
-    for lane in each(mask) {
-        let (other, offset) = locate(space, addresses[lane]);
-        if other == target {
-            offsets[lane] = offset;
-            found |= 1 << lane;
-        }
-    }
-    (target, offsets, found)
 }
 
 impl Warp {
@@ -58,16 +43,23 @@ impl Warp {
             _ => return Err(no_buffer(touch, addresses)),
         };
         let mut indices = [0; LANES];
-        for lane in each(mask) {
-            indices[lane] = region.inside(access, offsets[lane], bytes).map_err(|problem| stop(lane, problem))?;
+        let mut outside = 0;
+        for lane in 0..LANES {
+            indices[lane] = offsets[lane] as usize;
+            outside |= u32::from(!region.holds(offsets[lane], bytes)) << lane;
         }
-        for lane in each(mask) {
+        if outside & mask != 0 {
+            let lane = (outside & mask).trailing_zeros() as usize;
+            return Err(stop(lane, region.outside(access, offsets[lane], bytes)));
+        }
+        let watched = if access == Access::Read && region.settled() { 0 } else { mask };
+        for lane in each(watched) {
             let at = indices[lane];
             let order = order!(machine, self, lane, strong, shared);
             let checked = match access {
-                Access::Read => {
-                    region.initialised(access, at, bytes, shared).and_then(|()| region.record_read(at, bytes, &order))
-                }
+                Access::Read => region
+                    .initialised(access, at, bytes, shared)
+                    .and_then(|()| region.record_read(at, bytes, &order, cached)),
                 Access::Write => {
                     region.writable(access, at, bytes).and_then(|()| region.record_write(access, at, bytes, &order))
                 }
@@ -77,10 +69,6 @@ impl Warp {
                     .and_then(|()| region.record_write(access, at, bytes, &order)),
             };
             checked.map_err(|problem| stop(lane, problem))?;
-            if cached && region.written_since(at, bytes, machine.launch_start) {
-                let (place, offset, bytes) = (region.place.clone(), offsets[lane], bytes as u64);
-                return Err(stop(lane, Problem::CachedRead { place, offset, bytes }));
-            }
             if access == Access::Write {
                 region.mark(at, bytes);
             }
@@ -119,7 +107,7 @@ impl Warp {
                 let (place, bytes, size) = (self.local.place.clone(), bytes as u64, size as u64);
                 return Err(stop(lane, Problem::OutOfBounds { access, place, offset, bytes, size }));
             }
-            if start % bytes != 0 {
+            if !start.is_multiple_of(bytes) {
                 let (place, bytes) = (self.local.place.clone(), bytes as u64);
                 return Err(stop(lane, Problem::Misaligned { access, place, offset, bytes }));
             }
@@ -227,12 +215,13 @@ fn read(registers: &mut super::registers::Registers, op: &MemoryOp, data: &[u8],
             (None, ..) => {}
             (Some(Reg::Word(slot)), 4, _) => {
                 let words = &mut registers.words[usize::from(slot)];
-                for lane in each(mask) {
+                let mut copy = |lane: usize| {
                     let at = indices[lane] + skip;
                     let mut bytes = [0; 4];
                     bytes.copy_from_slice(&data[at..at + 4]);
                     words[lane] = u32::from_le_bytes(bytes);
-                }
+                };
+                if mask == Mask::MAX { (0..LANES).for_each(&mut copy) } else { each(mask).for_each(&mut copy) }
             }
             (Some(register), width, signed) => {
                 for lane in each(mask) {

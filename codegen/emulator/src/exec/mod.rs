@@ -12,4 +12,4 @@ mod moves;
 mod registers;
 mod warp;
 
-pub use machine::{Geometry, run};
+pub use machine::{Geometry, Launch, run};

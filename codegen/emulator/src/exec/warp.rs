@@ -169,82 +169,82 @@ impl Warp {
     #[inline]
     fn simple(&mut self, inst: &Inst, mask: Mask) -> bool {
         let r = &mut self.registers;
-        match &inst.op {
-            &Op::W1 { f, to, a } => {
+        match inst.op {
+            Op::W1 { f, to, a } => {
                 let value = f(r.word(a));
                 r.set_word(to, &value, mask);
             }
-            &Op::W2 { f, to, a, b } => {
+            Op::W2 { f, to, a, b } => {
                 let value = f(r.word(a), r.word(b));
                 r.set_word(to, &value, mask);
             }
-            &Op::W3 { f, to, a, b, c } => {
+            Op::W3 { f, to, a, b, c } => {
                 let value = f(r.word(a), r.word(b), r.word(c));
                 r.set_word(to, &value, mask);
             }
-            &Op::W4 { f, to, a, b, c, d } => {
+            Op::W4 { f, to, a, b, c, d } => {
                 let value = f(r.word(a), r.word(b), r.word(c), r.word(d));
                 r.set_word(to, &value, mask);
             }
-            &Op::L1 { f, to, a } => {
+            Op::L1 { f, to, a } => {
                 let value = f(r.long(a));
                 r.set_long(to, &value, mask);
             }
-            &Op::L2 { f, to, a, b } => {
+            Op::L2 { f, to, a, b } => {
                 let value = f(r.long(a), r.long(b));
                 r.set_long(to, &value, mask);
             }
-            &Op::L3 { f, to, a, b, c } => {
+            Op::L3 { f, to, a, b, c } => {
                 let value = f(r.long(a), r.long(b), r.long(c));
                 r.set_long(to, &value, mask);
             }
-            &Op::LwL { f, to, a, b } => {
+            Op::LwL { f, to, a, b } => {
                 let value = f(r.long(a), r.word(b));
                 r.set_long(to, &value, mask);
             }
-            &Op::LwwL { f, to, a, b, c } => {
+            Op::LwwL { f, to, a, b, c } => {
                 let value = f(r.long(a), r.word(b), r.word(c));
                 r.set_long(to, &value, mask);
             }
-            &Op::LlwwL { f, to, a, b, c, d } => {
+            Op::LlwwL { f, to, a, b, c, d } => {
                 let value = f(r.long(a), r.long(b), r.word(c), r.word(d));
                 r.set_long(to, &value, mask);
             }
-            &Op::WL { f, to, a } => {
+            Op::WL { f, to, a } => {
                 let value = f(r.word(a));
                 r.set_long(to, &value, mask);
             }
-            &Op::WwL { f, to, a, b } => {
+            Op::WwL { f, to, a, b } => {
                 let value = f(r.word(a), r.word(b));
                 r.set_long(to, &value, mask);
             }
-            &Op::WwlL { f, to, a, b, c } => {
+            Op::WwlL { f, to, a, b, c } => {
                 let value = f(r.word(a), r.word(b), r.long(c));
                 r.set_long(to, &value, mask);
             }
-            &Op::LW { f, to, a } => {
+            Op::LW { f, to, a } => {
                 let value = f(r.long(a));
                 r.set_word(to, &value, mask);
             }
-            &Op::MoveWord { to, a } => {
+            Op::MoveWord { to, a } => {
                 let value = *r.word(a);
                 r.set_word(to, &value, mask);
             }
-            &Op::MoveLong { to, a } => {
+            Op::MoveLong { to, a } => {
                 let value = *r.long(a);
                 r.set_long(to, &value, mask);
             }
-            &Op::SelectWord { to, a, b, predicate } => {
+            Op::SelectWord { to, a, b, predicate } => {
                 let (choice, a, b) = (r.predicate(predicate), r.word(a), r.word(b));
                 let value = std::array::from_fn(|lane| if choice >> lane & 1 == 1 { a[lane] } else { b[lane] });
                 r.set_word(to, &value, mask);
             }
-            &Op::SelectLong { to, a, b, predicate } => {
+            Op::SelectLong { to, a, b, predicate } => {
                 let (choice, a, b) = (r.predicate(predicate), r.long(a), r.long(b));
                 let value = std::array::from_fn(|lane| if choice >> lane & 1 == 1 { a[lane] } else { b[lane] });
                 r.set_long(to, &value, mask);
             }
-            &Op::Set { test, to, not, combine } => {
+            Op::Set { test, to, not, combine } => {
                 let value = match test {
                     Test::Words(f, a, b) => f(r.word(a), r.word(b)),
                     Test::Longs(f, a, b) => f(r.long(a), r.long(b)),
@@ -261,11 +261,11 @@ impl Warp {
                     r.set_predicate(not, no, mask);
                 }
             }
-            &Op::Predicates { f, to, a, b } => {
+            Op::Predicates { f, to, a, b } => {
                 let value = f(r.predicate(a), r.predicate(b));
                 r.set_predicate(to, value, mask);
             }
-            &Op::PredicateConstant { to, value } => r.set_predicate(to, if value { Mask::MAX } else { 0 }, mask),
+            Op::PredicateConstant { to, value } => r.set_predicate(to, if value { Mask::MAX } else { 0 }, mask),
             _ => return false,
         }
         true

@@ -144,6 +144,7 @@ pub type Conflict = (Stamp, bool);
 
 impl Cell {
     /// A read.
+    #[inline]
     pub fn read(&mut self, order: &Order) -> Result<(), Conflict> {
         if order.conflict(self.write) {
             return Err((self.write, true));
@@ -161,6 +162,7 @@ impl Cell {
     }
 
     /// A write.
+    #[inline]
     pub fn write(&mut self, order: &Order) -> Result<(), Conflict> {
         if order.conflict(self.write) {
             return Err((self.write, true));
@@ -192,10 +194,10 @@ impl Cells {
     }
 
     /// The cells of `bytes` bytes from `offset`, in a region of `size` bytes.
+    #[inline]
     pub fn of(&mut self, size: usize, offset: usize, bytes: usize) -> &mut [Cell] {
-        if !self.per_byte && (bytes < 4) {
-            self.cells = self.cells.iter().flat_map(|&cell| [cell; 4]).collect();
-            self.per_byte = true;
+        if !self.per_byte && bytes < 4 {
+            self.split();
         }
         let (first, count, all) =
             if self.per_byte { (offset, bytes, size) } else { (offset / 4, bytes.div_ceil(4), size.div_ceil(4)) };
@@ -203,5 +205,11 @@ impl Cells {
             self.cells.resize(all, Cell::default());
         }
         &mut self.cells[first..first + count]
+    }
+
+    #[cold]
+    fn split(&mut self) {
+        self.cells = self.cells.iter().flat_map(|&cell| [cell; 4]).collect();
+        self.per_byte = true;
     }
 }

@@ -85,24 +85,27 @@ impl Region {
         (offset..offset + bytes).find(|byte| self.written.bits[byte / 64] >> (byte % 64) & 1 == 0)
     }
 
-    /// The offset as an index, if the access is inside and aligned.
+    /// Whether an access is inside and aligned.
     #[inline]
-    pub fn inside(&self, access: Access, offset: i64, bytes: usize) -> Result<usize, Problem> {
-        let start = offset as usize;
-        if offset >= 0 && start.saturating_add(bytes) <= self.data.len() && start & (bytes - 1) == 0 {
-            return Ok(start);
-        }
-        Err(self.outside(access, offset, bytes))
+    pub fn holds(&self, offset: i64, bytes: usize) -> bool {
+        let end = (offset as u64).wrapping_add(bytes as u64);
+        offset >= 0 && end <= self.data.len() as u64 && offset as u64 & (bytes as u64 - 1) == 0
     }
 
+    /// What is wrong with an access that isn't.
     #[cold]
-    fn outside(&self, access: Access, offset: i64, bytes: usize) -> Problem {
+    pub fn outside(&self, access: Access, offset: i64, bytes: usize) -> Problem {
         let (place, size) = (self.place.clone(), self.data.len() as u64);
         let bytes = bytes as u64;
         if offset < 0 || offset as u64 + bytes > size {
             return Problem::OutOfBounds { access, place, offset, bytes, size };
         }
         Problem::Misaligned { access, place, offset, bytes }
+    }
+
+    /// Whether reads need no look at single bytes: all are written, and no kernel writes them.
+    pub fn settled(&self) -> bool {
+        self.read_only && self.written.missing == 0
     }
 
     /// Whether kernels may write here.
@@ -134,9 +137,9 @@ impl Region {
         }
     }
 
-    /// Records a read; an error if it races.
+    /// Records a read; an error if it races, or if it is `cached` and reads what the launch wrote.
     #[inline]
-    pub fn record_read(&mut self, offset: usize, bytes: usize, order: &Order) -> Result<(), Problem> {
+    pub fn record_read(&mut self, offset: usize, bytes: usize, order: &Order, cached: bool) -> Result<(), Problem> {
         // What no kernel writes has no races.
         if self.read_only {
             return Ok(());
@@ -145,6 +148,10 @@ impl Region {
         for cell in self.cells.of(size, offset, bytes) {
             if let Err(conflict) = cell.read(order) {
                 return Err(self.race(Access::Read, offset, bytes, order, conflict));
+            }
+            if cached && cell.written_since(order.floor) {
+                let (place, offset, bytes) = (self.place.clone(), offset as i64, bytes as u64);
+                return Err(Problem::CachedRead { place, offset, bytes });
             }
         }
         Ok(())
@@ -160,12 +167,6 @@ impl Region {
             }
         }
         Ok(())
-    }
-
-    /// Whether any of these bytes was written since `floor`.
-    pub fn written_since(&mut self, offset: usize, bytes: usize, floor: u32) -> bool {
-        let size = self.data.len();
-        !self.read_only && self.cells.of(size, offset, bytes).iter().any(|cell| cell.written_since(floor))
     }
 
     #[cold]

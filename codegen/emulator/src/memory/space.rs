@@ -1,6 +1,7 @@
 //! Addresses. Every buffer has a terabyte of addresses of its own and begins in the middle of it: from an address alone one can
 //! say which buffer was meant and how far off it is, also when it lies before the beginning.
 
+use crate::lanes::{LANES, Long, Mask};
 use crate::parse::Space;
 
 const SHIFT: u32 = 40;
@@ -30,6 +31,21 @@ pub enum Target {
 /// The address of the first byte of a buffer.
 pub fn address(buffer: u32) -> u64 {
     ((FIRST_BUFFER + u64::from(buffer)) << SHIFT) + MIDDLE
+}
+
+/// The lanes of `mask` that go where the first of them goes, and their offsets there.
+pub fn together(space: Space, addresses: &Long, mask: Mask) -> (Target, [i64; LANES], Mask) {
+    let first = addresses[mask.trailing_zeros() as usize % LANES];
+    let (target, _) = locate(space, first);
+    if matches!(space, Space::Shared | Space::Local | Space::Param) {
+        return (target, addresses.map(u64::cast_signed), mask);
+    }
+    let (mut offsets, mut same) = ([0; LANES], 0);
+    for lane in 0..LANES {
+        offsets[lane] = (addresses[lane] & ((1 << SHIFT) - 1)).cast_signed() - MIDDLE.cast_signed();
+        same |= u32::from(addresses[lane] >> SHIFT == first >> SHIFT) << lane;
+    }
+    (target, offsets, same & mask)
 }
 
 /// What `address` in `space` means, and the offset there.

@@ -4,6 +4,9 @@ use super::lexer::{Spanned, Token, tokens};
 use super::syntax::{Instruction, Kernel, Module, Operand, Space, Statement, Variable};
 use crate::error::ParseError;
 
+/// Largest alignment of a variable.
+const MAX_ALIGN: u64 = 1 << 20;
+
 /// Parses a module.
 pub fn parse(text: &str) -> Result<Module, ParseError> {
     let tokens = tokens(text)?;
@@ -160,20 +163,22 @@ impl Parser {
         let line = self.line();
         let mut align = 0;
         let mut word = self.word("a type such as `.b8`")?;
-        loop {
-            match word.as_str() {
-                ".align" => align = self.number("an alignment")?,
-                // Marks of pointers in parameters: nothing that an emulator needs.
-                ".ptr" | ".global" | ".shared" | ".const" => {}
-                _ => break,
-            }
+        while word == ".align" {
+            align = self.number("an alignment")?;
             word = self.word("a type such as `.b8`")?;
         }
         let Some(size) = word.strip_prefix('.').and_then(type_bytes) else {
             self.at -= 1;
             return Err(self.error("a type such as `.b8`"));
         };
-        let name = self.word("the name of a variable")?;
+        let mut name = self.word("the name of a variable")?;
+        // What a parameter points to: nothing that an emulator needs.
+        while space == Space::Param && matches!(name.as_str(), ".ptr" | ".global" | ".const" | ".shared" | ".align") {
+            if name == ".align" {
+                self.number("an alignment")?;
+            }
+            name = self.word("the name of a parameter")?;
+        }
         let mut bytes = size;
         while self.take('[') {
             if self.take(']') {
@@ -203,8 +208,9 @@ impl Parser {
             }
         }
         let align = if align == 0 { size } else { align };
-        if !align.is_power_of_two() {
-            return Err(ParseError::new(line, format!("alignment {align} of `{name}` is no power of two")));
+        if !align.is_power_of_two() || align > MAX_ALIGN {
+            let problem = format!("alignment {align} of `{name}` is no power of two up to {MAX_ALIGN}");
+            return Err(ParseError::new(line, problem));
         }
         Ok(Variable { space, name, bytes, align, initial, external: false, line })
     }

@@ -76,7 +76,7 @@ fn matrices_are_transposed() {
 fn floats_are_narrowed() {
     everywhere("row_dot", |device, module| {
         let mut values: Vec<f32> = Numbers::new(5).floats(200);
-        values.extend([0.0, -0.0, f32::INFINITY, 65504.0, 65519.9, 65520.0, 1e-8, 6e-8, 3.4e38, f32::NAN, 1.00390625]);
+        values.extend([0.0, -0.0, f32::INFINITY, 65504.0, 65519.9, 65520.0, 1e-8, 6e-8, 3.4e38, f32::NAN, 1.003_906_3]);
         let n = values.len();
         let input = device.alloc_from("in", &values);
         let outs = [device.alloc("bf16", n * 2), device.alloc("f16", n * 2), device.alloc("pairs", n * 4)];
@@ -129,8 +129,8 @@ fn integers_follow_c() {
                 .fold(sz, |sum, k| sum.wrapping_add(i32::from((x >> (8 * k)) as i8) * i32::from((y >> (8 * k)) as i8)));
             let signed = y != 0 && y != u32::MAX;
             let expected = [
-                (u64::from(x) * u64::from(y) >> 32) as u32,
-                (i64::from(sx) * i64::from(sy) >> 32) as u32,
+                ((u64::from(x) * u64::from(y)) >> 32) as u32,
+                ((i64::from(sx) * i64::from(sy)) >> 32) as u32,
                 x.checked_div(y).unwrap_or(0),
                 x.checked_rem(y).unwrap_or(0),
                 if signed { (sx / sy).cast_unsigned() } else { 0 },
@@ -179,8 +179,8 @@ fn long_integers_follow_c() {
             let expected = [
                 x.wrapping_add(y),
                 x.wrapping_mul(y),
-                (u128::from(x) * u128::from(y) >> 64) as u64,
-                (i128::from(sx) * i128::from(sy) >> 64) as u64,
+                ((u128::from(x) * u128::from(y)) >> 64) as u64,
+                ((i128::from(sx) * i128::from(sy)) >> 64) as u64,
                 x.checked_div(y).unwrap_or(0),
                 x.checked_rem(y).unwrap_or(0),
                 x.leading_zeros().into(),
@@ -200,7 +200,7 @@ fn floats_follow_ieee() {
     everywhere("arithmetic", |device, module| {
         let mut numbers = Numbers::new(9);
         let special = [0.0, -0.0, 1.5, -2.5, 0.5, f32::INFINITY, f32::NEG_INFINITY, f32::NAN, 1e-40, 3e38, 1e10, -1e10];
-        let mut value = |i: usize| if i % 3 == 0 { special[i / 3 % 12] } else { numbers.unit() * 100.0 };
+        let mut value = |i: usize| if i.is_multiple_of(3) { special[i / 3 % 12] } else { numbers.unit() * 100.0 };
         let a: Vec<f32> = (0..300).map(&mut value).collect();
         let b: Vec<f32> = (0..300).map(|i| value(i * 7 + 5)).collect();
         let (a_buffer, b_buffer, out) =

@@ -8,7 +8,7 @@ use shadowllm_emulator::{Arg, Counters, Device, Error, Module, Schedule};
 pub const SCHEDULES: [Schedule; 4] =
     [Schedule::InOrder, Schedule::Reversed, Schedule::Random(1), Schedule::Random(20_26)];
 /// Architectures there are fixtures of.
-pub const TARGETS: [&str; 2] = ["sm_80", "sm_90"];
+pub const TARGETS: [&str; 3] = ["sm_80", "sm_90", "sm_100"];
 
 /// The folder of the fixtures.
 pub fn folder() -> std::path::PathBuf {
