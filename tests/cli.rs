@@ -60,6 +60,7 @@ fn help_of_every_command() {
         &["logits", "--help"],
         &["activations", "--help"],
         &["random-model", "--help"],
+        &["emit-cuda", "--help"],
     ] {
         let run = run(args);
         assert_eq!(run.code, Some(0));
