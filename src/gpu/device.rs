@@ -1,6 +1,7 @@
 //! What a user calls a device, and an open one.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -138,6 +139,12 @@ impl Gpu {
             gpu.nvrtc()?;
         }
         Ok(gpu)
+    }
+
+    /// The same device, with compiled code kept in `folder` in place of the user's cache; with `None` nowhere.
+    #[must_use]
+    pub fn with_cache(self, folder: Option<PathBuf>) -> Gpu {
+        Gpu { cache: CodeCache(folder), ..self }
     }
 
     /// What it is called.
