@@ -93,23 +93,34 @@ fn compare(embedded: &Embedded, model: &Arc<DeviceModel>, sparse: bool, count: u
             assert!(found.neurons_active.abs_diff(expected.neurons_active) <= 2, "{found:?} {expected:?}");
             assert_eq!(found.cache, expected.cache);
         }
-        // What is declared is weights, keys and values, and a little that the CPU engine does not count; it skips with ReLU where the dense
-        // CPU engine does not.
+        // What is declared is weights, keys and values, and a little that the CPU engine does not count. Less than there: the dense CPU
+        // engine does not skip with ReLU, and for many missing rows of keys it reads the weights again.
         let (found, expected) = (device.step_bytes() as f64, cpu.step_bytes() as f64);
-        let least = if sparse { 0.99 } else { 0.5 };
+        let least = if sparse { 0.9 } else { 0.5 };
         assert!((least..1.06).contains(&(found / expected)), "{found} bytes for {expected}");
     }
     println!("{count} tokens, sparse: {sparse}: {:?}, logits differ by {worst:e}", start.elapsed());
     assert!(worst <= BOUND, "{worst:e}");
 }
 
-#[test]
-fn greedy_tokens_of_the_embedded_model() {
+fn greedy_tokens(count: usize) {
     let embedded = embedded();
     let model = Arc::new(DeviceModel::load(&fixture(), &embedded.engine, &()).unwrap());
     for sparse in [false, true] {
-        compare(&embedded, &model, sparse, 16);
+        compare(&embedded, &model, sparse, count);
     }
+}
+
+#[test]
+fn first_greedy_tokens_of_the_embedded_model() {
+    greedy_tokens(4);
+}
+
+/// A second or two for each.
+#[test]
+#[ignore = "takes about a minute; the gate runs it once"]
+fn sixteen_greedy_tokens_of_the_embedded_model() {
+    greedy_tokens(16);
 }
 
 /// The fixture is what NVRTC makes of what is emitted now. `GPU_FIXTURE=write` makes it again.
@@ -180,14 +191,14 @@ fn sessions_go_between_the_cpu_and_the_device() {
         };
         let step = |sessions: &mut [Session; 2], tokens: std::ops::Range<u32>| {
             for token in tokens {
-                sessions.iter_mut().for_each(|session| drop(session.step(token % 61).unwrap()));
+                sessions.iter_mut().for_each(|session| session.step(token % 61).map(|_| ()).unwrap());
                 same(sessions, "step");
             }
         };
-        sessions.iter_mut().for_each(|session| drop(session.prefill(&[2, 50, 7, 9, 11]).unwrap()));
+        sessions.iter_mut().for_each(|session| session.prefill(&[2, 50, 7, 9, 11]).map(|_| ()).unwrap());
         step(&mut sessions, 0..7);
         // The prompt needs what the steps have left out, and the steps what the prompt has made.
-        sessions.iter_mut().for_each(|session| drop(session.prefill(&[1, 2, 3]).unwrap()));
+        sessions.iter_mut().for_each(|session| session.prefill(&[1, 2, 3]).map(|_| ()).unwrap());
         same(&sessions, "second prompt");
         step(&mut sessions, 20..24);
         sessions.iter_mut().for_each(|session| session.truncate(17));

@@ -122,6 +122,12 @@ pub trait Backend: Send + fmt::Debug {
     /// Takes code away. Its graphs are of no use any more.
     fn unload(&mut self, module: ModuleId);
 
+    /// Finds a kernel that will be given `shared` bytes of dynamic shared memory, so that a launch loads nothing, which a recording may not.
+    ///
+    /// # Errors
+    /// As above; a kernel that the code does not have.
+    fn prepare(&mut self, module: ModuleId, kernel: &str, shared: u32) -> Result<()>;
+
     /// Runs a kernel, or records it between [`Backend::begin_graph`] and [`Backend::end_graph`].
     ///
     /// # Errors

@@ -296,6 +296,11 @@ impl Backend for Cuda {
         }
     }
 
+    fn prepare(&mut self, module: ModuleId, kernel: &str, shared: u32) -> Result<()> {
+        self.enter()?;
+        self.function(module, kernel, shared).map(drop)
+    }
+
     fn launch(&mut self, module: ModuleId, launch: &LaunchSpec<'_>) -> Result<()> {
         self.enter()?;
         let function = self.function(module, launch.kernel, launch.shared)?;

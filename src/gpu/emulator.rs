@@ -141,6 +141,14 @@ impl Backend for Emulator {
         self.modules[module.0] = None;
     }
 
+    fn prepare(&mut self, module: ModuleId, kernel: &str, _: u32) -> Result<()> {
+        let module = self.modules.get(module.0).and_then(Option::as_ref);
+        match module.is_some_and(|module| module.kernels().any(|name| name == kernel)) {
+            true => Ok(()),
+            false => Err(failed("find a kernel in its code", format!("there is no {kernel}"))),
+        }
+    }
+
     fn launch(&mut self, module: ModuleId, launch: &LaunchSpec<'_>) -> Result<()> {
         let LaunchSpec { kernel, grid, threads, shared, args } = *launch;
         let launch = Recorded { module, kernel: kernel.to_owned(), grid, threads, shared, args: args.to_vec() };

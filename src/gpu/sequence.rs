@@ -384,6 +384,9 @@ fn shared(model: &DeviceModel, role: Role) -> Option<&Arc<Allocation>> {
 /// The launches of a token as a graph.
 fn record(model: &DeviceModel, program: &Program, code: &Loaded, buffers: &[Arc<Allocation>]) -> Result<GraphId> {
     let mut device = model.gpu.shared.lock();
+    for kernel in &program.kernels {
+        device.prepare(code.module, &kernel.name, kernel.shared)?;
+    }
     device.begin_graph()?;
     let result = program.token.iter().try_for_each(|launch| {
         let kernel = &program.kernels[launch.kernel];
