@@ -22,7 +22,7 @@ pub(super) struct ModelArgs {
 
 /// On what to run.
 #[derive(Clone, Debug, Args)]
-pub(super) struct CpuArgs {
+pub(crate) struct CpuArgs {
     /// Threads to use [default: the processor's cores].
     #[arg(long, value_name = "N", value_parser = parse_threads)]
     pub threads: Option<usize>,
@@ -55,7 +55,7 @@ pub(super) fn token_id(text: &str) -> Result<u32, String> {
 
 impl CpuArgs {
     /// The options given, with the command's default for the rest.
-    pub(super) fn options(&self, compute: Compute) -> CpuOptions {
+    pub(crate) fn options(&self, compute: Compute) -> CpuOptions {
         CpuOptions { isa: self.isa, threads: self.threads, compute: self.compute.unwrap_or(compute) }
     }
 }
