@@ -66,7 +66,16 @@ fn json_verify_plot_and_record() {
     let (opt, llama) = (tiny(temp.path(), "opt"), tiny(temp.path(), "llama"));
     let (plot, records) = (temp.path().join("plot.svg"), temp.path().join("records"));
     let shapes = format!("{opt},{llama}");
-    let args = ["--shape", &shapes, "--keep", "1,0.5", "--policy", "dense,static,random,shadow:8,dejavu:8/16:f32", "--batch", "1,2"];
+    let args = [
+        "--shape",
+        &shapes,
+        "--keep",
+        "1,0.5",
+        "--policy",
+        "dense,static,random,shadow:8,dejavu:8/16:f32",
+        "--batch",
+        "1,2",
+    ];
     let files = ["--json", "--verify", "--plot", plot.to_str().unwrap(), "--record", records.to_str().unwrap()];
     let run = short(&[&args[..], &files[..]].concat());
     assert_eq!(run.code, Some(0), "{}", run.err);
@@ -93,9 +102,12 @@ fn json_verify_plot_and_record() {
         });
         close(number("ideal_speedup"), dense.unwrap()["bytes_per_token"].as_f64().unwrap() / number("bytes_per_token"));
         let predicts = row["policy"].as_str().unwrap().contains(':') && row["keep"] == 0.5;
-        assert_eq!(number("predictor_share") > 0.01, predicts, "{row}");
+        assert!(!predicts || number("predictor_share") > 0.002, "{row}");
         match row["policy"].as_str().unwrap() {
-            "dense" => close(number("speedup_over_dense"), 1.0),
+            "dense" => {
+                close(number("speedup_over_dense"), 1.0);
+                assert_eq!(row["predictor_share"], 0.0);
+            }
             "static" if row["keep"] == 0.5 => assert!(number("ideal_speedup") > 1.2, "{row}"),
             _ => {}
         }
@@ -113,7 +125,7 @@ fn json_verify_plot_and_record() {
     let svg = std::fs::read_to_string(plot).unwrap();
     assert!(svg.starts_with("<svg") && svg.trim_end().ends_with("</svg>"), "{svg}");
     assert_eq!(svg.matches("<text").count(), svg.matches("</text>").count());
-    for text in ["tiny-opt, 1 sequences", "tiny-llama, 2 sequences", "0.5 of the heads and neurons kept", "dejavu:8/16:f32"] {
+    for text in ["tiny-opt, batch 1", "tiny-llama, batch 2", "0.5 of the heads and neurons kept", "dejavu:8/16:f32"] {
         assert!(svg.contains(text), "{text}: {svg}");
     }
 
@@ -131,7 +143,7 @@ fn table_and_csv_of_a_model_that_is_there() {
     let common = ["--shape", &model, "--policy", "shadow:16", "--context", "8,16"];
     let table = short(&common);
     assert_eq!(table.code, Some(0), "{}", table.err);
-    assert!(table.out.contains("\ntiny-opt: 0.01 G parameters, 0.02 GB in bf16\n"), "{}", table.out);
+    assert!(table.out.contains("\ntiny-opt: ") && table.out.contains(" M parameters, "), "{}", table.out);
     assert!(table.out.contains("shadow:16: one predictor after layer 0, 16 hidden units"), "{}", table.out);
     assert!(table.out.contains("may stay in the caches in part"), "{}", table.out);
     let lines: Vec<&str> = table.out.lines().filter(|line| line.starts_with('|')).collect();
@@ -196,29 +208,35 @@ fn help() {
     insta::assert_snapshot!("bench_help", run.out);
 }
 
-/// Ctrl-C once the first token was decoded: what was measured is reported.
+/// Ctrl-C while tokens are decoded: what was measured is reported.
 #[cfg(unix)]
 #[test]
 fn an_interrupted_measurement_reports_what_there_is() {
     use std::io::{BufRead, BufReader};
     use std::process::Stdio;
+    use std::time::Duration;
 
     let temp = tempfile::tempdir().unwrap();
     let opt = tiny(temp.path(), "opt");
-    let mut command = Command::new(env!("CARGO_BIN_EXE_shadow-bench"));
-    command.args(["--shape", &opt, "--prompt", "8", "--gen", "40", "--repetitions", "100000", "--threads", "1", "--json"]);
-    isolated(&mut command);
-    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-    // Said when everything is ready, just before tokens are decoded.
-    lines.by_ref().map(Result::unwrap).find(|line| line.contains("measuring")).unwrap();
-    std::thread::sleep(std::time::Duration::from_millis(1500));
-    let kill = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
-    assert!(kill.success());
-    let output = child.wait_with_output().unwrap();
-    assert_eq!(output.status.code(), Some(130));
-    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!(report["run"]["interrupted"], true);
-    assert!(!report["rows"].as_array().unwrap().is_empty());
-    assert!(lines.map(Result::unwrap).any(|line| line == "interrupted"));
+    // On a busy machine it may take longer until there is a first token.
+    for seconds in [1, 4, 16, 64] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_shadow-bench"));
+        command.args(["--shape", &opt, "--prompt", "8", "--gen", "40", "--repetitions", "1000000", "--json"]);
+        isolated(&mut command);
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
+        // Said just before predictors are made and tokens decoded.
+        lines.find(|line| line.contains("measuring 4 rows")).unwrap();
+        std::thread::sleep(Duration::from_secs(seconds));
+        assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(130));
+        assert!(lines.any(|line| line == "interrupted"));
+        if let Ok(report) = serde_json::from_slice::<Value>(&output.stdout) {
+            assert_eq!(report["run"]["interrupted"], true);
+            assert!(!report["rows"].as_array().unwrap().is_empty());
+            return;
+        }
+    }
+    panic!("there was not a single token in a minute");
 }

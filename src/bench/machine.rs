@@ -4,6 +4,7 @@
 //! without.
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
@@ -141,19 +142,32 @@ pub(super) struct Bandwidth {
     /// Bytes that are read in one pass.
     bytes: usize,
     passes: Vec<f64>,
+    /// When it was measured last.
+    last: Option<Instant>,
 }
 
 /// Passes of one measurement.
 const PASSES: usize = 5;
+/// A bandwidth that was measured so short a time ago is not measured again.
+const FRESH: Duration = Duration::from_secs(5);
 
 impl Bandwidth {
     /// Of passes over `bytes`.
     pub(super) fn of(bytes: u64) -> Self {
-        Bandwidth { bytes: usize::try_from(bytes).unwrap_or(usize::MAX), passes: Vec::new() }
+        Bandwidth { bytes: usize::try_from(bytes).unwrap_or(usize::MAX), passes: Vec::new(), last: None }
     }
 
+    /// Adds some passes.
     pub(super) fn measure(&mut self, cpu: &Cpu) {
         self.passes.extend(read_passes(cpu, self.bytes, PASSES));
+        self.last = Some(Instant::now());
+    }
+
+    /// Adds some passes, unless there were some a moment ago.
+    pub(super) fn measure_again(&mut self, cpu: &Cpu) {
+        if self.last.is_none_or(|last| last.elapsed() > FRESH) {
+            self.measure(cpu);
+        }
     }
 
     /// GB/s: the median of all passes so far.

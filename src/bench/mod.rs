@@ -185,6 +185,7 @@ fn measure_shape(
         false => None,
     };
     drop(checkpoint);
+    console.note(&format!("{name}: measuring {} rows, {} tokens in all", plan.count(), plan.steps()));
     let watch = Watch::new(console, plan.steps());
     let predictors = predictors(&plan, &plain, beyond_caches(), &watch)?;
     if let (Some(all), Some(packed)) = (&mut report.verified, &packed) {

@@ -95,7 +95,7 @@ fn figures(rows: &[Row]) -> Vec<Figure<'_>> {
                 title += &format!(", context {}", dense.context);
             }
             if batches.len() > 1 {
-                title += &format!(", {} sequences", dense.batch);
+                title += &format!(", batch {}", dense.batch);
             }
             Figure { title, dense, lines: lines(dense) }
         })

@@ -39,10 +39,14 @@ impl Plan<'_> {
         context + self.generate.max(self.warm_up)
     }
 
-    /// Tokens that will be decoded, for a bar.
+    /// Rows that will be measured.
+    pub(super) fn count(&self) -> usize {
+        (self.rows.len() + 1) * self.contexts.len() * self.batches.len()
+    }
+
+    /// Steps that will be decoded, for a bar.
     pub(super) fn steps(&self) -> u64 {
-        let rows = (self.rows.len() + 1) * self.contexts.len() * self.batches.len();
-        (rows * (self.warm_up + self.repetitions * self.generate)) as u64
+        (self.count() * (self.warm_up + self.repetitions * self.generate)) as u64
     }
 }
 
@@ -317,7 +321,7 @@ impl<'a> Bench<'a> {
                 }
             }
             all.iter_mut().for_each(|(_, case)| case.note_memory());
-            bandwidth.iter_mut().for_each(|bandwidth| bandwidth.measure(plain.cpu()));
+            bandwidth.iter_mut().for_each(|bandwidth| bandwidth.measure_again(plain.cpu()));
         }
         Ok(())
     }

@@ -123,10 +123,10 @@ impl Report {
         run.predictors.iter().for_each(|predictor| out += &format!("{predictor}\n"));
         for shape in &run.shapes {
             out += &format!(
-                "\n{}: {:.2} G parameters, {:.2} GB in {}\n",
+                "\n{}: {} parameters, {}B in {}\n",
                 shape.shape,
-                shape.parameters as f64 / 1e9,
-                shape.weight_bytes as f64 / 1e9,
+                scaled(shape.parameters),
+                scaled(shape.weight_bytes),
                 shape.dtype
             );
             shape.notes.iter().for_each(|note| out += &format!("{note}\n"));
@@ -134,6 +134,14 @@ impl Report {
             out += &table(rows.map(|(row, spread)| cells(row, spread)).collect());
         }
         out
+    }
+}
+
+/// A large number: `7.6 M`, `2.63 G`.
+fn scaled(n: u64) -> String {
+    match n as f64 {
+        n if n < 1e9 => format!("{:.1} M", n / 1e6),
+        n => format!("{:.2} G", n / 1e9),
     }
 }
 

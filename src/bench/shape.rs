@@ -58,7 +58,7 @@ pub(super) struct Source {
 
 enum Weights {
     Random(DType),
-    Given(Checkpoint),
+    Given(Box<Checkpoint>),
 }
 
 impl ShapeName {
@@ -87,7 +87,7 @@ impl ShapeName {
             }
             ShapeName::Model(dir) => {
                 let checkpoint = Checkpoint::open(dir)?;
-                (checkpoint.config().clone(), Weights::Given(checkpoint))
+                (checkpoint.config().clone(), Weights::Given(Box::new(checkpoint)))
             }
         };
         Ok(Source { name, config, weights })
@@ -157,7 +157,7 @@ impl Source {
     pub(super) fn checkpoint(self, copies: usize, seed: u64, progress: &dyn Progress) -> Result<Checkpoint> {
         match self.weights {
             Weights::Random(dtype) => random_checkpoint_sharing(self.config, dtype, seed, copies, progress),
-            Weights::Given(checkpoint) => Ok(checkpoint),
+            Weights::Given(checkpoint) => Ok(*checkpoint),
         }
     }
 

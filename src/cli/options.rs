@@ -32,8 +32,8 @@ pub(crate) struct CpuArgs {
     pub isa: Option<IsaName>,
 
     /// Products of bf16 weights with 32 and more tokens at once: f32 is exact; bf16 rounds activations, and is faster where
-    /// the processor has the instructions [default: bf16 for generate, chat and train, f32 for everything
-    /// else].
+    /// the processor has the instructions [default: bf16 for generate, chat, train and shadow-bench, f32 for
+    /// everything else].
     #[arg(long, value_name = "TYPE")]
     pub compute: Option<Compute>,
 }
