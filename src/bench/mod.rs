@@ -1,9 +1,9 @@
 //! `shadow-bench`: how fast this machine decodes, dense and sparse, without a model.
 //!
-//! Users choose an engine by its speed, and published figures often cannot be compared: no dense row, lists with the same unit twice,
-//! times divided once too often, a predictor that is not run. What is measured here is what a user gets: whole steps of the engine that
-//! `shadowllm generate` runs, decisions and LM head included, with lists of distinct units, beside the dense model, the machine and
-//! the bytes.
+//! Users choose an engine by its speed, and published figures often cannot be compared: no dense row, lists with the same unit
+//! twice, times divided once too often, a predictor that is not run. What is measured here is what a user gets: whole steps of the
+//! engine that `shadowllm generate` runs, decisions and LM head included, with lists of distinct units, beside the dense model,
+//! the machine and the bytes.
 //!
 //! ```text
 //! options --> shape --random weights--> checkpoint --> engine (plain) ----+
@@ -217,7 +217,7 @@ fn measure_shape(
     if let Some(own) = bandwidth.pop() {
         shape.read_gb_per_second = Some(own.gb_per_second());
         shape.notes.push(format!(
-            "a token's {:.0} MB may stay in the caches in part: shares are of the {:.1} GB/s that a buffer of that size is read at",
+            "a token's {:.1} MB may stay in the caches in part: shares are of the {:.1} GB/s that a buffer of that size is read at",
             dense as f64 / 1e6,
             own.gb_per_second()
         ));
@@ -294,7 +294,7 @@ fn hand_out(options: &Options, command: &[String], report: &Report, console: &mu
     } else {
         console.text(&report.text())?;
     }
-    if let Some(verified) = &report.verified {
+    if let Some(verified) = report.verified.as_ref().filter(|verified| !verified.is_empty()) {
         let most = verified.iter().map(|row| row.largest_difference).fold(0.0, f32::max);
         let tokens: usize = verified.iter().map(|row| row.tokens).sum();
         console.note(&format!(
