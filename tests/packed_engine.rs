@@ -94,7 +94,7 @@ fn tokens(n: usize, salt: usize) -> Vec<u32> {
 
 /// Rows from which every product of `isa` is the blocked one, whose order is the same over both.
 fn blocked_rows(isa: IsaName) -> usize {
-    if isa == IsaName::Avx512 { 96 } else { 48 }
+    if matches!(isa, IsaName::Avx512 | IsaName::Amx) { 96 } else { 48 }
 }
 
 proptest! {

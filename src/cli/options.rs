@@ -27,7 +27,7 @@ pub(crate) struct CpuArgs {
     #[arg(long, value_name = "N", value_parser = parse_threads)]
     pub threads: Option<usize>,
 
-    /// Instruction set: portable, avx2 or avx512 [default: $SHADOWLLM_ISA or the best that the processor has].
+    /// Instruction set: portable, avx2, avx512 or amx [default: $SHADOWLLM_ISA or the best that the processor has].
     #[arg(long, value_name = "ISA")]
     pub isa: Option<IsaName>,
 

@@ -216,6 +216,12 @@ impl Cpu {
         self.shared.isa.has_bf16()
     }
 
+    /// The proof that products of many rows may use AMX.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn amx(&self) -> Option<super::isa::Amx> {
+        self.shared.isa.amx()
+    }
+
     /// Calls `f` once on every thread, all at the same time.
     pub(crate) fn each_thread(&self, f: &(impl Fn() + Sync)) {
         match &self.shared.pool {

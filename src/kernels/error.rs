@@ -7,7 +7,7 @@ use super::IsaName;
 #[non_exhaustive]
 pub enum KernelError {
     /// An instruction set that no kernel is written for was named.
-    #[error("unknown instruction set {found:?}; expected portable, avx2 or avx512")]
+    #[error("unknown instruction set {found:?}; expected portable, avx2, avx512 or amx")]
     UnknownIsa {
         /// The name as given.
         found: String,

@@ -18,11 +18,14 @@ pub enum IsaName {
     Avx2,
     /// AVX-512 F, BW, VL and DQ.
     Avx512,
+    /// AVX-512 with the tile instructions for `bf16` (AMX-TILE, AMX-BF16): many rows are multiplied with them, everything
+    /// else runs as with [`IsaName::Avx512`].
+    Amx,
 }
 
 impl IsaName {
     /// All names, narrowest first.
-    pub const ALL: [IsaName; 3] = [IsaName::Portable, IsaName::Avx2, IsaName::Avx512];
+    pub const ALL: [IsaName; 4] = [IsaName::Portable, IsaName::Avx2, IsaName::Avx512, IsaName::Amx];
 
     /// Name as in `SHADOWLLM_ISA` and in kernel names.
     pub const fn name(self) -> &'static str {
@@ -30,6 +33,7 @@ impl IsaName {
             IsaName::Portable => "portable",
             IsaName::Avx2 => "avx2",
             IsaName::Avx512 => "avx512",
+            IsaName::Amx => "amx",
         }
     }
 
@@ -111,6 +115,41 @@ impl Avx512Bf16 {
     }
 }
 
+/// Proof that AMX-TILE and AMX-BF16 exist on top of [`Avx512Bf16`], and that this process may use their registers.
+#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Copy, Debug)]
+pub struct Amx(());
+
+#[cfg(target_arch = "x86_64")]
+impl Amx {
+    /// Asks the processor, then the kernel: tiles are 8 KiB of state per thread, which Linux saves only for processes that asked.
+    /// On other systems there is no AMX.
+    pub fn new() -> Option<Self> {
+        (Avx512Bf16::new().is_some() && Self::in_processor() && Self::permitted()).then_some(Amx(()))
+    }
+
+    fn in_processor() -> bool {
+        use std::arch::x86_64::{__cpuid, __cpuid_count};
+        const AMX_BF16: u32 = 1 << 22;
+        const AMX_TILE: u32 = 1 << 24;
+        __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx & (AMX_BF16 | AMX_TILE) == AMX_BF16 | AMX_TILE
+    }
+
+    #[cfg(target_os = "linux")]
+    fn permitted() -> bool {
+        /// `arch/x86/include/uapi/asm/prctl.h` of Linux.
+        const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
+        const XFEATURE_XTILE_DATA: libc::c_long = 18;
+        // SAFETY: asks for a permission of this process; touches no memory.
+        unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILE_DATA) == 0 }
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn permitted() -> bool {
+        false
+    }
+}
+
 /// Work that is written once for every instruction set. Implementations mark `run` `#[inline(always)]`, and so must be
 /// everything it calls that takes a [`Simd`] token: only then is it compiled with the instructions of the caller.
 pub(crate) trait Kernel {
@@ -144,6 +183,8 @@ pub(crate) enum Isa {
     Avx2(Avx2),
     #[cfg(target_arch = "x86_64")]
     Avx512(Avx512, Option<Avx512Bf16>),
+    #[cfg(target_arch = "x86_64")]
+    Amx(Avx512, Avx512Bf16, Amx),
 }
 
 impl Isa {
@@ -155,8 +196,10 @@ impl Isa {
             IsaName::Avx2 => Avx2::new().map(Isa::Avx2),
             #[cfg(target_arch = "x86_64")]
             IsaName::Avx512 => Avx512::new().map(|s| Isa::Avx512(s, Avx512Bf16::new())),
+            #[cfg(target_arch = "x86_64")]
+            IsaName::Amx => Some(Isa::Amx(Avx512::new()?, Avx512Bf16::new()?, Amx::new()?)),
             #[cfg(not(target_arch = "x86_64"))]
-            IsaName::Avx2 | IsaName::Avx512 => None,
+            IsaName::Avx2 | IsaName::Avx512 | IsaName::Amx => None,
         }
     }
 
@@ -167,6 +210,8 @@ impl Isa {
             Isa::Avx2(_) => IsaName::Avx2,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512(..) => IsaName::Avx512,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Amx(..) => IsaName::Amx,
         }
     }
 
@@ -180,7 +225,7 @@ impl Isa {
             Isa::Avx2(s) => unsafe { enter_avx2(s, kernel) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512(s, _) => unsafe { enter_avx512(s, kernel) },
+            Isa::Avx512(s, _) | Isa::Amx(s, ..) => unsafe { enter_avx512(s, kernel) },
         }
     }
 
@@ -191,7 +236,7 @@ impl Isa {
         match self {
             // SAFETY: the token proves that the processor has the instructions.
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512(_, Some(s)) => unsafe { enter_avx512_bf16(s, kernel) },
+            Isa::Avx512(_, Some(s)) | Isa::Amx(_, s, _) => unsafe { enter_avx512_bf16(s, kernel) },
             other => other.run(kernel),
         }
     }
@@ -201,8 +246,16 @@ impl Isa {
         match self {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512(_, bf16) => bf16.is_some(),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Amx(..) => true,
             _ => false,
         }
+    }
+
+    /// The proof that tiles may be used.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn amx(self) -> Option<Amx> {
+        if let Isa::Amx(.., amx) = self { Some(amx) } else { None }
     }
 
     /// `f32` lanes of one vector and vector registers.
@@ -212,7 +265,7 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2(_) => Geometry::of::<Avx2>(),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512(..) => Geometry::of::<Avx512>(),
+            Isa::Avx512(..) | Isa::Amx(..) => Geometry::of::<Avx512>(),
         }
     }
 }
@@ -247,7 +300,7 @@ mod tests {
         }
         assert_eq!(
             "sse9".parse::<IsaName>().unwrap_err().to_string(),
-            "unknown instruction set \"sse9\"; expected portable, avx2 or avx512"
+            "unknown instruction set \"sse9\"; expected portable, avx2, avx512 or amx"
         );
     }
 

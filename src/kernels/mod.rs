@@ -82,8 +82,8 @@ pub use gather::{
 pub use gradient::{activate_backward, cross_entropy_backward, gated_backward, layer_norm_backward, rms_norm_backward};
 pub use isa::IsaName;
 pub(crate) use isa::Kernel;
-pub(crate) use linear::linear_f32;
-pub use linear::{bias_gradient, input_gradient, linear, linear_bytes, linear_transposed, weight_gradient};
+pub use linear::{bias_gradient, linear, linear_bytes, linear_transposed, weight_gradient};
+pub(crate) use linear::{linear_f32, linear_transposed_f32};
 pub use norm::{layer_norm, rms_norm};
 pub use reduce::{argmax, log_sum_exp};
 pub use rope::{RopeTable, rope, rope_backward};

@@ -32,6 +32,9 @@ macro_rules! on_every_isa {
         mod avx512 {
             $(#[test] fn $test() { super::$test($crate::kernels::IsaName::Avx512); })*
         }
+        mod amx {
+            $(#[test] fn $test() { super::$test($crate::kernels::IsaName::Amx); })*
+        }
     };
 }
 pub(crate) use on_every_isa;

@@ -12,6 +12,8 @@
 
 use std::ops::Range;
 
+#[cfg(target_arch = "x86_64")]
+use super::amx;
 use super::micro::micro;
 use super::product::{Exact, Pairs, Product, Rounded};
 use super::weights::Weights;
@@ -26,7 +28,7 @@ pub(super) const K_BLOCK: usize = 256;
 /// Outputs whose sums are kept at once; a multiple of [`TILE_ROWS`].
 pub(super) const ROW_BLOCK: usize = 96;
 /// Tokens whose sums are kept at once; a multiple of every panel width.
-const TOKEN_BLOCK: usize = 256;
+pub(super) const TOKEN_BLOCK: usize = 256;
 
 /// Tokens of a full panel.
 pub(super) fn panel_tokens(geometry: Geometry) -> usize {
@@ -35,41 +37,61 @@ pub(super) fn panel_tokens(geometry: Geometry) -> usize {
 
 /// Where the words of `x` are in the packed buffer: `[K blocks][panels][words of the block][tokens of the panel]`.
 #[derive(Clone, Copy)]
-struct Layout {
-    /// Words along `K`.
+pub(super) struct Layout {
+    /// Words along `K`, rounded up to whole steps; those behind the end are zero.
     words: usize,
-    /// Tokens, rounded up to whole vectors.
-    tokens: usize,
+    /// Tokens, rounded up to whole vectors; those behind the end are zero.
+    pub(super) tokens: usize,
     /// Tokens of a full panel.
     panel: usize,
+    /// Words of a block, except that the last may be shorter.
+    block: usize,
 }
 
 impl Layout {
-    fn new<P: Product>(geometry: Geometry, k: usize, t: usize) -> Self {
+    pub(super) fn new<P: Product>(geometry: Geometry, k: usize, t: usize) -> Self {
         Layout {
             words: k.div_ceil(P::PER_WORD),
             tokens: t.next_multiple_of(geometry.lanes),
             panel: panel_tokens(geometry),
+            block: K_BLOCK,
         }
     }
 
-    fn blocks(self) -> usize {
-        self.words.div_ceil(K_BLOCK)
+    /// For products that take `step` words at once, in blocks of about the same size, `most` words at most.
+    pub(super) fn even<P: Product>(geometry: Geometry, k: usize, t: usize, step: usize, most: usize) -> Self {
+        let words = k.div_ceil(P::PER_WORD).next_multiple_of(step);
+        let block = words.div_ceil(words.div_ceil(most).max(1)).next_multiple_of(step).max(step);
+        Layout { words, block, ..Layout::new::<P>(geometry, k, t) }
+    }
+
+    /// Words of the whole packed buffer.
+    pub(super) fn len(self) -> usize {
+        self.words * self.tokens
+    }
+
+    pub(super) fn blocks(self) -> usize {
+        self.words.div_ceil(self.block)
     }
 
     /// Words of block `b`.
-    fn block_words(self, b: usize) -> usize {
-        (self.words - b * K_BLOCK).min(K_BLOCK)
+    pub(super) fn block_words(self, b: usize) -> usize {
+        (self.words - b * self.block).min(self.block)
+    }
+
+    /// The values along `K` in block `b`.
+    pub(super) fn along<P: Product>(self, b: usize, k: usize) -> Range<usize> {
+        b * self.block * P::PER_WORD..k.min((b + 1) * self.block * P::PER_WORD)
     }
 
     /// Tokens of the panel that begins at token `first`.
-    fn panel_tokens(self, first: usize) -> usize {
+    pub(super) fn panel_tokens(self, first: usize) -> usize {
         (self.tokens - first).min(self.panel)
     }
 
     /// Place of the panel that begins at token `first`, in block `b`.
-    fn offset(self, b: usize, first: usize) -> usize {
-        b * K_BLOCK * self.tokens + self.block_words(b) * first
+    pub(super) fn offset(self, b: usize, first: usize) -> usize {
+        b * self.block * self.tokens + self.block_words(b) * first
     }
 }
 
@@ -88,6 +110,10 @@ pub(super) struct Factors<'a, M> {
 
 /// Computes all outputs in the given precision.
 pub(super) fn gemm<M: Weights>(cpu: &Cpu, compute: Compute, factors: Factors<'_, M>, out: &mut [f32]) {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(proof) = cpu.amx() {
+        return amx::gemm(cpu, proof, compute, factors, out);
+    }
     match compute {
         Compute::F32 => multiply(cpu, Exact, factors, out),
         Compute::Bf16 if cpu.has_bf16() => multiply(cpu, Pairs, factors, out),
@@ -98,16 +124,8 @@ pub(super) fn gemm<M: Weights>(cpu: &Cpu, compute: Compute, factors: Factors<'_,
 fn multiply<M: Weights, P: Product>(cpu: &Cpu, product: P, factors: Factors<'_, M>, out: &mut [f32]) {
     let Factors { x, n, k, t, .. } = factors;
     let layout = Layout::new::<P>(cpu.geometry(), k, t);
-    let mut packed = cpu.scratch(layout.words * layout.tokens);
-    let shared = SharedOut::new(&mut packed);
-    let panels = layout.tokens.div_ceil(layout.panel);
-    cpu.split(layout.blocks() * panels, 1, K_BLOCK * layout.panel * 4, &|range| {
-        let mut rows = cpu.scratch(8 * K_BLOCK);
-        for item in range {
-            let (block, first) = (item / panels, item % panels * layout.panel);
-            product.enter(cpu, Pack { product, x, k, t, layout, block, first, rows: &mut rows, packed: shared });
-        }
-    });
+    let mut packed = cpu.scratch(layout.len());
+    Pack::all(cpu, product, x, [t, k], layout, &mut packed);
     let out = SharedOut::new(out);
     // A task's time, as bytes that memory could have delivered in it: 2 k t operations at 7 operations a byte.
     let cost = k * t / 4;
@@ -122,7 +140,7 @@ fn multiply<M: Weights, P: Product>(cpu: &Cpu, product: P, factors: Factors<'_, 
 }
 
 /// Packs one panel: the tokens from `first`, the words of `block`.
-struct Pack<'a, P> {
+pub(super) struct Pack<'a, P> {
     product: P,
     /// `[t, k]`
     x: &'a [f32],
@@ -131,9 +149,24 @@ struct Pack<'a, P> {
     layout: Layout,
     block: usize,
     first: usize,
-    /// `[8, K_BLOCK]`
+    /// `[8, words of a block]`
     rows: &'a mut [f32],
     packed: SharedOut<'a>,
+}
+
+impl<P: Product> Pack<'_, P> {
+    /// Packs all of `x` `[t, k]` into `packed`, as long as the layout.
+    pub(super) fn all(cpu: &Cpu, product: P, x: &[f32], [t, k]: [usize; 2], layout: Layout, packed: &mut [f32]) {
+        let packed = SharedOut::new(packed);
+        let panels = layout.tokens.div_ceil(layout.panel);
+        cpu.split(layout.blocks() * panels, 1, layout.block * layout.panel * 4, &|range| {
+            let mut rows = cpu.scratch(8 * layout.block);
+            for item in range {
+                let (block, first) = (item / panels, item % panels * layout.panel);
+                product.enter(cpu, Pack { product, x, k, t, layout, block, first, rows: &mut rows, packed });
+            }
+        });
+    }
 }
 
 impl<P: Product> Kernel for Pack<'_, P> {
@@ -147,20 +180,20 @@ impl<P: Product> Kernel for Pack<'_, P> {
         let at = self.layout.offset(self.block, self.first);
         // SAFETY: panels do not overlap, and this task alone packs this one.
         let panel = unsafe { self.packed.slice(at..at + words * width) };
-        let columns = self.block * K_BLOCK * P::PER_WORD..k.min((self.block + 1) * K_BLOCK * P::PER_WORD);
+        let columns = self.layout.along::<P>(self.block, k);
         for group in (0..width).step_by(8) {
-            for (i, row) in self.rows.chunks_exact_mut(K_BLOCK).enumerate() {
+            for (i, row) in self.rows.chunks_exact_mut(self.layout.block).enumerate() {
                 let token = self.first + group + i;
-                if token < t {
-                    self.product.words(s, &x[token * k..][columns.clone()], &mut row[..words]);
-                } else {
-                    row[..words].fill(0.0);
+                let real = if token < t { columns.len().div_ceil(P::PER_WORD) } else { 0 };
+                if real > 0 {
+                    self.product.words(s, &x[token * k..][columns.clone()], &mut row[..real]);
                 }
+                row[real..words].fill(0.0);
             }
             // SAFETY: `rows` holds 8 rows of `words` values; column `group .. group + 8` of the panel is inside it, since the
             // width is a multiple of 8.
             unsafe {
-                transpose(s, self.rows.as_ptr(), K_BLOCK, [8, words], panel.as_mut_ptr().add(group), width);
+                transpose(s, self.rows.as_ptr(), self.layout.block, [8, words], panel.as_mut_ptr().add(group), width);
             }
         }
     }
@@ -202,7 +235,9 @@ impl<M: Weights, P: Product> Kernel for Multiply<'_, M, P> {
                         }
                     }
                 }
-                self.write(s, rows, tokens.clone());
+                let Factors { n, t, .. } = self.factors;
+                // SAFETY: columns `range` belong to this task alone.
+                unsafe { write_block(s, self.sums, self.out, [n, t], rows, tokens.clone()) };
             }
         }
     }
@@ -210,7 +245,7 @@ impl<M: Weights, P: Product> Kernel for Multiply<'_, M, P> {
 
 /// Cuts `range` into pieces of `size`, the last one possibly shorter.
 #[inline(always)]
-fn blocks(range: Range<usize>, size: usize) -> impl Iterator<Item = Range<usize>> {
+pub(super) fn blocks(range: Range<usize>, size: usize) -> impl Iterator<Item = Range<usize>> {
     let end = range.end;
     range.step_by(size).map(move |start| start..end.min(start + size))
 }
@@ -220,7 +255,7 @@ impl<M: Weights, P: Product> Multiply<'_, M, P> {
     #[inline(always)]
     fn widen<S: Simd>(&mut self, s: S, block: usize, outputs: Range<usize>) {
         let k = self.factors.k;
-        let along = block * K_BLOCK * P::PER_WORD..k.min((block + 1) * K_BLOCK * P::PER_WORD);
+        let along = self.layout.along::<P>(block, k);
         self.factors.weights.widen(s, self.product, outputs, along, self.weights);
     }
 
@@ -252,16 +287,26 @@ impl<M: Weights, P: Product> Multiply<'_, M, P> {
             token += panel;
         }
     }
+}
 
-    /// Transposes the sums into the output.
-    #[inline(always)]
-    fn write<S: Simd>(&self, s: S, rows: Range<usize>, tokens: Range<usize>) {
-        let Factors { n, t, .. } = self.factors;
-        let real = tokens.end.min(t) - tokens.start;
-        // SAFETY: columns `rows` belong to this task alone; tokens end at `t`; the sums hold `rows.len()` rows.
-        unsafe {
-            let out = self.out.at(tokens.start * n + rows.start);
-            transpose(s, self.sums.as_ptr(), tokens.len(), [rows.len(), real], out, n);
-        }
+/// Transposes the sums of outputs `rows` and of `tokens` into the output `[t, n]`; tokens behind the end are left out.
+///
+/// # Safety
+/// No other task accesses columns `rows` of the output.
+#[inline(always)]
+pub(super) unsafe fn write_block<S: Simd>(
+    s: S,
+    sums: &[f32],
+    out: SharedOut<'_>,
+    [n, t]: [usize; 2],
+    rows: Range<usize>,
+    tokens: Range<usize>,
+) {
+    let real = tokens.end.min(t) - tokens.start;
+    assert!(sums.len() >= rows.len() * tokens.len() && rows.end <= n);
+    // SAFETY: the caller vouches for the columns; tokens end at `t`; the sums hold `rows.len()` rows.
+    unsafe {
+        let out = out.at(tokens.start * n + rows.start);
+        transpose(s, sums.as_ptr(), tokens.len(), [rows.len(), real], out, n);
     }
 }

@@ -1,23 +1,12 @@
-//! What training needs of a linear layer beside [`linear`](super::linear): the gradients of its weights, bias and input.
-//!
-//! The gradient of the weights is a sum over rows of outer products. Vectors run along the inputs. `x` is packed once per call into panels of a few vectors; the gradients of the outputs are
-//! copied in blocks of [`STEP_BLOCK`] rows by [`ROW_BLOCK`] outputs, because a column of the whole matrix would be a page per
-//! row. The innermost tile is that of the blocked product, with rows in the place of its inputs.
+//! What training needs of a linear layer beside [`linear`](super::linear) and the way back through it
+//! ([`linear_transposed`](super::linear_transposed)): the gradients of its weights and bias.
 
 use std::ops::Range;
 
-use super::gemm::{TILE_ROWS, panel_tokens};
-use super::linear_f32;
-use super::micro::micro;
-use super::product::Exact;
+use super::linear_transposed_f32;
 use crate::kernels::cpu::{Cpu, SharedOut};
 use crate::kernels::isa::Kernel;
 use crate::kernels::simd::{Simd, transpose};
-
-/// Rows that are summed before they are added to the result.
-const STEP_BLOCK: usize = 256;
-/// Outputs whose sums are kept at once; a multiple of [`TILE_ROWS`].
-const ROW_BLOCK: usize = 96;
 
 /// `dw[n][k] = sum_t dy[t][n] * x[t][k]`: what `out = x W^T` makes of the gradient `dy` of its output.
 ///
@@ -33,24 +22,35 @@ pub fn weight_gradient(cpu: &Cpu, [t, n, k]: [usize; 3], dy: &[f32], x: &[f32], 
     if k == 0 {
         return;
     }
-    let geometry = cpu.geometry();
-    let layout = Layout { t, k: k.next_multiple_of(geometry.lanes), panel: panel_tokens(geometry) };
-    let mut packed = cpu.scratch(t * layout.k);
-    for first in (0..layout.k).step_by(layout.panel) {
-        let (width, real) = (layout.width(first), layout.width(first).min(k - first));
-        let panel = &mut packed[t * first..][..t * width];
-        for (to, from) in panel.chunks_exact_mut(width).zip(x.chunks_exact(k)) {
-            to[..real].copy_from_slice(&from[first..first + real]);
-            to[real..].fill(0.0);
+    // As the product with the transposed matrix `x`, of rows that are the columns of `dy`.
+    let mut columns = cpu.scratch(n * t);
+    let turned = SharedOut::new(&mut columns);
+    cpu.split(n, 8, 8 * t, &|range| cpu.run(Turn { dy, n, t, range, out: turned }));
+    linear_transposed_f32(cpu, x, [t, k], &columns[..n * t], dw);
+}
+
+/// Writes columns `range` of `dy` `[t, n]` as rows.
+struct Turn<'a> {
+    dy: &'a [f32],
+    n: usize,
+    t: usize,
+    range: Range<usize>,
+    /// `[n, t]`
+    out: SharedOut<'a>,
+}
+
+impl Kernel for Turn<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Turn { dy, n, t, range, out } = self;
+        if t == 0 {
+            return;
         }
+        // SAFETY: `range.len()` columns of `dy` follow the first; rows `range` of the result belong to this task alone.
+        unsafe { transpose(s, dy.as_ptr().add(range.start), n, [t, range.len()], out.at(range.start * t), t) };
     }
-    let out = SharedOut::new(dw);
-    // As in the blocked product: 2 k t operations at 7 operations a byte.
-    cpu.split(n, TILE_ROWS, k * t / 4, &|range| {
-        let mut steps = cpu.scratch(STEP_BLOCK * ROW_BLOCK);
-        let mut sums = cpu.scratch(ROW_BLOCK * layout.k);
-        cpu.run(Outer { layout, n, k, dy, packed: &packed, range, steps: &mut steps, sums: &mut sums, out });
-    });
 }
 
 /// `db[n] = sum_t dy[t][n]`: the gradient of a bias, `dy` `[T, N]`, added in the order of `t`.
@@ -82,122 +82,6 @@ pub fn bias_gradient(cpu: &Cpu, dy: &[f32], db: &mut [f32]) {
         let sums = unsafe { out.slice(range.clone()) };
         cpu.run(Add { rows: dy.chunks_exact(n), range, sums });
     });
-}
-
-/// `dx[t][k] = sum_n dy[t][n] * w[n][k]`: the gradient of the input, `dy` `[T, N]`, `w` `[N, K]`, `dx` `[T, K]`; accurate as
-/// [`linear`](super::linear).
-///
-/// # Panics
-/// If the lengths do not fit.
-pub fn input_gradient(cpu: &Cpu, [t, n, k]: [usize; 3], dy: &[f32], w: &[f32], dx: &mut [f32]) {
-    struct Turn<'a> {
-        w: &'a [f32],
-        k: usize,
-        range: Range<usize>,
-        n: usize,
-        out: SharedOut<'a>,
-    }
-    impl Kernel for Turn<'_> {
-        type Out = ();
-
-        #[inline(always)]
-        fn run<S: Simd>(self, s: S) {
-            let Turn { w, k, range, n, out } = self;
-            // SAFETY: `range.len()` columns of `w` follow the first; rows `range` of the result belong to this task alone.
-            unsafe {
-                let from = w.as_ptr().add(range.start);
-                transpose(s, from, k, [n, range.len()], out.at(range.start * n), n);
-            }
-        }
-    }
-    assert_eq!(dy.len(), t * n, "{t} rows of {n} gradients expected");
-    assert_eq!(dx.len(), t * k, "{t} rows of {k} inputs expected");
-    assert_eq!(w.len(), n * k, "{n} rows of {k} weights expected");
-    if t * n * k == 0 {
-        return dx.fill(0.0);
-    }
-    let mut turned = cpu.scratch(n * k);
-    let out = SharedOut::new(&mut turned);
-    cpu.split(k, 8, 8 * n, &|range| cpu.run(Turn { w, k, range, n, out }));
-    linear_f32(cpu, &turned, [k, n], None, dy, dx);
-}
-
-/// Where the inputs are in the packed buffer: `[panels][t][inputs of the panel]`.
-#[derive(Clone, Copy)]
-struct Layout {
-    t: usize,
-    /// Inputs, rounded up to whole vectors.
-    k: usize,
-    /// Inputs of a full panel.
-    panel: usize,
-}
-
-impl Layout {
-    /// Inputs of the panel that begins at input `first`.
-    fn width(self, first: usize) -> usize {
-        (self.k - first).min(self.panel)
-    }
-}
-
-/// Computes rows `range` of the gradient.
-struct Outer<'a> {
-    layout: Layout,
-    n: usize,
-    k: usize,
-    /// `[t, n]`
-    dy: &'a [f32],
-    packed: &'a [f32],
-    range: Range<usize>,
-    /// `[STEP_BLOCK, ROW_BLOCK]` gradients of the outputs.
-    steps: &'a mut [f32],
-    /// `[ROW_BLOCK, layout.k]`
-    sums: &'a mut [f32],
-    /// `[n, k]`
-    out: SharedOut<'a>,
-}
-
-impl Kernel for Outer<'_> {
-    type Out = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let Outer { layout, n, k, dy, packed, range, steps, sums, out } = self;
-        for start in range.clone().step_by(ROW_BLOCK) {
-            let rows = start..range.end.min(start + ROW_BLOCK);
-            sums.fill(0.0);
-            for from in (0..layout.t).step_by(STEP_BLOCK) {
-                let count = STEP_BLOCK.min(layout.t - from);
-                for (i, to) in steps.chunks_exact_mut(ROW_BLOCK).take(count).enumerate() {
-                    to[..rows.len()].copy_from_slice(&dy[(from + i) * n..][rows.clone()]);
-                    to[rows.len()..].fill(0.0);
-                }
-                for first in (0..layout.k).step_by(layout.panel) {
-                    let width = layout.width(first);
-                    let x = packed[layout.t * first + from * width..][..count * width].as_ptr();
-                    for tile in (0..rows.len()).step_by(TILE_ROWS) {
-                        let w = steps[tile..].as_ptr();
-                        let sums = sums[tile * layout.k + first..].as_mut_ptr();
-                        let strides = [1, ROW_BLOCK];
-                        // SAFETY: `steps` holds `count` steps of `ROW_BLOCK` gradients, of which a tile takes `TILE_ROWS`
-                        // from `tile` on; `x` is `count` rows of `width` inputs; the sums are rows of `layout.k`, of which
-                        // `width` follow the offset.
-                        unsafe {
-                            match width / S::LANES {
-                                1 => micro::<S, _, TILE_ROWS, 1>(s, Exact, count, w, strides, x, sums, layout.k),
-                                2 => micro::<S, _, TILE_ROWS, 2>(s, Exact, count, w, strides, x, sums, layout.k),
-                                3 => micro::<S, _, TILE_ROWS, 3>(s, Exact, count, w, strides, x, sums, layout.k),
-                                _ => micro::<S, _, TILE_ROWS, 4>(s, Exact, count, w, strides, x, sums, layout.k),
-                            }
-                        }
-                    }
-                }
-            }
-            for (row, sums) in rows.zip(sums.chunks_exact(layout.k)) {
-                // SAFETY: rows `range` belong to this task alone.
-                unsafe { out.slice(row * k..(row + 1) * k) }.copy_from_slice(&sums[..k]);
-            }
-        }
-    }
 }
 
 #[cfg(test)]
@@ -252,15 +136,11 @@ mod tests {
         }
     }
 
-    fn other_gradients_agree(isa: IsaName) {
+    fn bias_gradients_agree(isa: IsaName) {
         let Some(cpu) = cpu(isa, 2, Compute::F32) else { return };
-        let cases = (1usize..200, 1usize..100, 1usize..100, any::<u64>());
-        proptest!(ProptestConfig::with_cases(40), |((t, n, k, seed) in cases)| {
-            let (dy, w) = (values(seed, t * n), values(seed ^ 1, n * k));
-            let mut dx = vec![f32::NAN; t * k];
-            input_gradient(&cpu, [t, n, k], &dy, &w, &mut dx);
-            let turned: Vec<f32> = (0..n * t).map(|i| dy[i % t * n + i / t]).collect();
-            close(&dx, &oracle([n, t, k], &turned, &w))?;
+        let cases = (1usize..200, 1usize..100, any::<u64>());
+        proptest!(ProptestConfig::with_cases(40), |((t, n, seed) in cases)| {
+            let dy = values(seed, t * n);
             let mut db = vec![f32::NAN; n];
             bias_gradient(&cpu, &dy, &mut db);
             close(&db, &oracle([t, n, 1], &dy, &vec![1.0; t]))?;
@@ -268,7 +148,7 @@ mod tests {
     }
 
     on_every_isa!(
-        other_gradients_agree,
+        bias_gradients_agree,
         agrees_with_the_oracle,
         threads_change_nothing,
         special_values_spread_to_what_depends_on_them

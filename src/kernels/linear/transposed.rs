@@ -59,6 +59,15 @@ pub fn linear_transposed(cpu: &Cpu, w: &Matrix, bias: Option<&[f32]>, x: &[f32],
     }
 }
 
+/// [`linear_transposed`] with weights that training has in memory, `[N, K]`.
+pub(crate) fn linear_transposed_f32(cpu: &Cpu, w: &[f32], [n, k]: [usize; 2], x: &[f32], out: &mut [f32]) {
+    let t = out.len().checked_div(k).unwrap_or(0);
+    assert_eq!(w.len(), n * k, "{n} rows of {k} weights expected");
+    assert_eq!(out.len(), t * k, "output is no whole number of rows of {k}");
+    assert_eq!(x.len(), t * n, "{t} rows of {n} inputs expected");
+    Transposed { w: RowsOf::contiguous(w, k), bias: None, x, n, k, t }.run(cpu, out);
+}
+
 /// Names of the kernels that [`linear_transposed`] runs with weights of a type, as `(rows, variant)`.
 pub(super) fn names(cpu: &Cpu, dtype: DType) -> Vec<(String, String)> {
     let few = format!("{}-{dtype}xf32-sums{TILE}x{TILE}", cpu.isa());

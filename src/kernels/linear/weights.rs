@@ -6,13 +6,18 @@
 
 use std::ops::Range;
 
+use shadowllm_weights::DType;
+
 use super::gemm::{K_BLOCK, ROW_BLOCK, TILE_ROWS};
 use super::product::Product;
-use crate::kernels::simd::{Element, Simd};
+use crate::kernels::simd::{Element, Simd, transpose};
 use crate::tensor::RowsOf;
 
 /// The weights of one product, `weight(output, k)`.
 pub(super) trait Weights: Copy + Send + Sync {
+    /// How the weights are stored.
+    const DTYPE: DType;
+
     /// Outputs whose weights are widened together, a multiple of [`TILE_ROWS`].
     const GROUP: usize;
 
@@ -31,6 +36,18 @@ pub(super) trait Weights: Copy + Send + Sync {
         along: Range<usize>,
         tiles: &mut [f32],
     );
+
+    /// Makes the words of `outputs` row by row, whichever way the matrix lies: `tile` is rows of `row` words, of which the
+    /// first `words` are filled; words behind the end of the sums and outputs behind the last are zero.
+    fn rows<S: Simd, P: Product>(
+        self,
+        s: S,
+        product: P,
+        outputs: Range<usize>,
+        along: Range<usize>,
+        words_of_row: [usize; 2],
+        tile: &mut [f32],
+    );
 }
 
 /// `weight(n, k) = w[n][k]`.
@@ -41,6 +58,7 @@ pub(super) struct ByRows<'a, W> {
 }
 
 impl<W: Element> Weights for ByRows<'_, W> {
+    const DTYPE: DType = W::DTYPE;
     const GROUP: usize = TILE_ROWS;
     const STRIDES: [usize; 2] = [K_BLOCK, 1];
 
@@ -53,14 +71,31 @@ impl<W: Element> Weights for ByRows<'_, W> {
         along: Range<usize>,
         tiles: &mut [f32],
     ) {
-        let RowsOf { elements, layout, .. } = self.w;
         let words = along.len().div_ceil(P::PER_WORD);
-        let (mut starts, mut next) = (layout.starts(outputs.start), layout.starts(outputs.start + TILE_ROWS));
-        for (i, words) in tiles.chunks_exact_mut(K_BLOCK).map(|row| &mut row[..words]).enumerate() {
+        self.rows(s, product, outputs, along, [words, K_BLOCK], &mut tiles[..TILE_ROWS * K_BLOCK]);
+    }
+
+    #[inline(always)]
+    fn rows<S: Simd, P: Product>(
+        self,
+        s: S,
+        product: P,
+        outputs: Range<usize>,
+        along: Range<usize>,
+        [words, row]: [usize; 2],
+        tile: &mut [f32],
+    ) {
+        let RowsOf { elements, layout, .. } = self.w;
+        let (mut starts, mut next) = (layout.starts(outputs.start), layout.starts(outputs.start + tile.len() / row));
+        let real = along.len().div_ceil(P::PER_WORD);
+        for (i, row) in tile.chunks_exact_mut(row).map(|row| &mut row[..words]).enumerate() {
             let start = starts.advance();
             match outputs.start + i < outputs.end {
-                true => product.words(s, &elements[start..][along.clone()], words),
-                false => words.fill(0.0),
+                true => {
+                    product.words(s, &elements[start..][along.clone()], &mut row[..real]);
+                    row[real..].fill(0.0);
+                }
+                false => row.fill(0.0),
             }
             // The pieces of successive rows lie too far apart for the processor to guess the next.
             prefetch(s, elements, next.advance(), along.clone());
@@ -76,6 +111,7 @@ pub(super) struct ByColumns<'a, W> {
 }
 
 impl<W: Element> Weights for ByColumns<'_, W> {
+    const DTYPE: DType = W::DTYPE;
     const GROUP: usize = ROW_BLOCK;
     const STRIDES: [usize; 2] = [1, TILE_ROWS];
 
@@ -106,6 +142,45 @@ impl<W: Element> Weights for ByColumns<'_, W> {
             {
                 tile[i * TILE_ROWS..][..TILE_ROWS].copy_from_slice(words);
             }
+        }
+    }
+
+    #[inline(always)]
+    fn rows<S: Simd, P: Product>(
+        self,
+        s: S,
+        product: P,
+        outputs: Range<usize>,
+        along: Range<usize>,
+        [words, row]: [usize; 2],
+        tile: &mut [f32],
+    ) {
+        /// Words that are turned at once: eight vectors of outputs each.
+        const STEP: usize = 16;
+        let mut across = [0.0; STEP * ROW_BLOCK];
+        let RowsOf { elements, layout, .. } = self.w;
+        let (count, width) = (outputs.len(), tile.len() / row);
+        assert!(count <= width && width <= ROW_BLOCK && words <= row);
+        let mut starts = layout.starts(along.start);
+        for first in (0..words).step_by(STEP) {
+            let step = STEP.min(words - first);
+            for (i, line) in across.chunks_exact_mut(width).take(step).enumerate() {
+                let n = along.start + (first + i) * P::PER_WORD;
+                let mut rows: [&[W]; 2] = [&[]; 2];
+                for row in &mut rows[..P::PER_WORD.min(along.end.saturating_sub(n))] {
+                    *row = &elements[starts.advance()..][outputs.clone()];
+                }
+                match n < along.end {
+                    true => {
+                        product.words_across(s, rows, &mut line[..count]);
+                        line[count..].fill(0.0);
+                    }
+                    false => line.fill(0.0),
+                }
+            }
+            // SAFETY: `across` holds `step` lines of `width` words; the tile `width` rows of `row` words, of which `step` words follow
+            // `first`.
+            unsafe { transpose(s, across.as_ptr(), width, [step, width], tile.as_mut_ptr().add(first), row) };
         }
     }
 }

@@ -7,7 +7,7 @@
 use std::ops::Range;
 
 use super::loss::{LayerLoss, UNITS_ON_STACK, with_room};
-use crate::kernels::{Cpu, bias_gradient, input_gradient, linear_f32, weight_gradient};
+use crate::kernels::{Cpu, bias_gradient, linear_f32, linear_transposed_f32, weight_gradient};
 use crate::learn::compact::Codes;
 use crate::sparsity::predictor::HiddenActivation;
 
@@ -204,7 +204,7 @@ impl Networks {
                 means[kind] += losses.iter().map(|&v| f64::from(v)).sum::<f64>();
                 let weights = &output.layer.weight.value[rows.start * output.layer.cols..rows.end * output.layer.cols];
                 share.resize(dh.len(), 0.0);
-                input_gradient(cpu, [t, rows.len(), output.layer.cols], y, weights, share);
+                linear_transposed_f32(cpu, weights, [rows.len(), output.layer.cols], y, share);
                 crate::kernels::add_assign(cpu, dh, share);
                 output.layer.backward(cpu, rows, y, h);
             }

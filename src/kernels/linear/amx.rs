@@ -1,0 +1,345 @@
+//! The blocked product with AMX: 16 by 16 outputs, 32 products each, per instruction.
+//!
+//! A tile register holds 16 rows of 64 bytes. `tdpbf16ps` multiplies 16 weight rows of 32 `bf16` with the pairs of 16 tokens and
+//! adds to 16 x 16 sums in `f32`. Rows of weights are such tiles as they lie, and the panels of words that
+//! [`gemm`](super::gemm) packs are the other factor: the words of one `k`, tokens side by side. So packing and blocking are
+//! the same; four of the eight registers hold the sums of 32 weights and 32 tokens, two the weights, two the tokens.
+//!
+//! With [`Compute::Bf16`] `x` is rounded to `bf16` and one product is made. With [`Compute::F32`] nothing is rounded: the 24 bits
+//! of an `f32` are exactly three `bf16` ([`Part`]), and so are the 11 bits of an `f16` two of them. Products of parts are exact in
+//! `f32` and are added to the same sums; those under 2^-23 of the whole are left out. That is three instructions for `bf16`
+//! weights, five for `f16` and six for `f32` in place of one, and still a multiple of the rate of the vector units. The
+//! instruction treats subnormal numbers as zero: values below 2^-102 may lose their last parts.
+
+use std::arch::asm;
+use std::ops::Range;
+
+use shadowllm_weights::DType;
+
+use super::gemm::{Factors, Layout, Pack, TOKEN_BLOCK, blocks, write_block};
+use super::product::{Pairs, Part};
+use super::weights::Weights;
+use crate::kernels::cpu::{Compute, Cpu, SharedOut};
+use crate::kernels::isa::{Amx, Kernel};
+use crate::kernels::simd::Simd;
+
+/// Rows of a tile register, and 32-bit words in one of its rows.
+const SIDE: usize = 16;
+/// Most words along `K` in one block: the weights of a block are 40 KiB.
+const BLOCK: usize = 320;
+/// Outputs whose sums are in registers at once.
+const TILE_OUTPUTS: usize = 2 * SIDE;
+/// Outputs whose sums are kept at once if `x` is too large for the second-level cache: while they pass, one block of it stays.
+const ROW_BLOCK: usize = 8 * TILE_OUTPUTS;
+/// Bytes of `x` that stay in the second-level cache while all outputs pass: then the sums can stay in the first.
+const CACHED_BYTES: usize = 1 << 20;
+
+/// Computes all outputs.
+pub(super) fn gemm<M: Weights>(cpu: &Cpu, amx: Amx, compute: Compute, factors: Factors<'_, M>, out: &mut [f32]) {
+    match (compute, M::DTYPE) {
+        (Compute::Bf16, _) => multiply::<M, 1, 1>(cpu, amx, factors, out),
+        (Compute::F32, DType::BF16) => multiply::<M, 1, 3>(cpu, amx, factors, out),
+        (Compute::F32, DType::F16) => multiply::<M, 2, 3>(cpu, amx, factors, out),
+        (Compute::F32, DType::F32) => multiply::<M, 3, 3>(cpu, amx, factors, out),
+    }
+}
+
+/// Multiplies in so many parts of the weights and of `x`.
+fn multiply<M: Weights, const WEIGHTS: usize, const XS: usize>(
+    cpu: &Cpu,
+    amx: Amx,
+    factors: Factors<'_, M>,
+    out: &mut [f32],
+) {
+    let Factors { x, n, k, t, .. } = factors;
+    let layout = Layout::even::<Pairs>(cpu.geometry(), k, t, SIDE, BLOCK);
+    if layout.len() == 0 {
+        // Nothing to sum up.
+        return out.chunks_exact_mut(n.max(1)).for_each(|row| match factors.bias {
+            Some(bias) => row.copy_from_slice(bias),
+            None => row.fill(0.0),
+        });
+    }
+    let mut packed = cpu.scratch(XS * layout.len());
+    for (part, packed) in packed[..XS * layout.len()].chunks_exact_mut(layout.len()).enumerate() {
+        match (XS, part) {
+            (1, _) => Pack::all(cpu, Pairs, x, [t, k], layout, packed),
+            (_, 0) => Pack::all(cpu, Part::<0>, x, [t, k], layout, packed),
+            (_, 1) => Pack::all(cpu, Part::<1>, x, [t, k], layout, packed),
+            _ => Pack::all(cpu, Part::<2>, x, [t, k], layout, packed),
+        }
+    }
+    let out = SharedOut::new(out);
+    // A task's time, as bytes that memory could have delivered in it, at 64 operations a byte.
+    let cost = WEIGHTS * XS * k * t / 32;
+    cpu.split(n, TILE_OUTPUTS, cost, &|range| {
+        let mut weights = cpu.scratch(WEIGHTS * TILE_OUTPUTS * BLOCK);
+        let mut sums = cpu.scratch(ROW_BLOCK * TOKEN_BLOCK.min(layout.tokens));
+        cpu.run(Multiply::<M, WEIGHTS, XS> {
+            amx,
+            factors,
+            layout,
+            packed: &packed,
+            range,
+            weights: &mut weights,
+            sums: &mut sums,
+            out,
+        });
+    });
+}
+
+/// Computes outputs `range` of all tokens.
+struct Multiply<'a, M, const WEIGHTS: usize, const XS: usize> {
+    amx: Amx,
+    factors: Factors<'a, M>,
+    layout: Layout,
+    /// `XS` times the packed `x`.
+    packed: &'a [f32],
+    range: Range<usize>,
+    /// `[WEIGHTS, TILE_OUTPUTS, BLOCK]`
+    weights: &'a mut [f32],
+    /// `[ROW_BLOCK, tokens of the block]`
+    sums: &'a mut [f32],
+    /// `[t, n]`
+    out: SharedOut<'a>,
+}
+
+impl<M: Weights, const WEIGHTS: usize, const XS: usize> Kernel for Multiply<'_, M, WEIGHTS, XS> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(mut self, s: S) {
+        let Factors { n, t, bias, .. } = self.factors;
+        let layout = self.layout;
+        let row_block = if self.x_is_cached() { TILE_OUTPUTS } else { ROW_BLOCK };
+        let tiles = Tiles::configure(self.amx);
+        for tokens in blocks(0..layout.tokens, TOKEN_BLOCK) {
+            for rows in blocks(self.range.clone(), row_block) {
+                for (r, sums) in self.sums.chunks_exact_mut(tokens.len()).take(row_block).enumerate() {
+                    // Outputs that fill up the last tile are computed and thrown away.
+                    sums.fill(bias.and_then(|bias| bias[..rows.end].get(rows.start + r)).copied().unwrap_or(0.0));
+                }
+                for block in 0..layout.blocks() {
+                    for group in blocks(rows.clone(), TILE_OUTPUTS) {
+                        self.widen(s, block, group.clone());
+                        self.products(&tiles, block, group.start - rows.start, tokens.clone());
+                    }
+                }
+                // SAFETY: columns `range` of the output belong to this task alone.
+                unsafe { write_block(s, self.sums, self.out, [n, t], rows, tokens.clone()) };
+            }
+        }
+    }
+}
+
+impl<M: Weights, const WEIGHTS: usize, const XS: usize> Multiply<'_, M, WEIGHTS, XS> {
+    /// Whether all of a block of tokens, in all parts, stays in the second-level cache. Changes the order of outputs, not of sums.
+    fn x_is_cached(&self) -> bool {
+        XS * self.layout.len() / self.layout.tokens.max(1) * TOKEN_BLOCK.min(self.layout.tokens) * 4 <= CACHED_BYTES
+    }
+
+    /// Makes the parts of the weights of `outputs`, one group at most.
+    #[inline(always)]
+    fn widen<S: Simd>(&mut self, s: S, block: usize, outputs: Range<usize>) {
+        let Factors { weights, k, .. } = self.factors;
+        let along = self.layout.along::<Pairs>(block, k);
+        let size = [self.layout.block_words(block), BLOCK];
+        for (part, tile) in self.weights.chunks_exact_mut(TILE_OUTPUTS * BLOCK).take(WEIGHTS).enumerate() {
+            let (outputs, along) = (outputs.clone(), along.clone());
+            match (WEIGHTS, part) {
+                (1, _) => weights.rows(s, Pairs, outputs, along, size, tile),
+                (_, 0) => weights.rows(s, Part::<0>, outputs, along, size, tile),
+                (_, 1) => weights.rows(s, Part::<1>, outputs, along, size, tile),
+                _ => weights.rows(s, Part::<2>, outputs, along, size, tile),
+            }
+        }
+    }
+
+    /// Adds the products of one block of words to the sums that begin at row `first`.
+    #[inline(always)]
+    fn products(&mut self, tiles: &Tiles, block: usize, first: usize, tokens: Range<usize>) {
+        let layout = self.layout;
+        let words = layout.block_words(block);
+        let width = tokens.len();
+        let weights = &self.weights[..WEIGHTS * TILE_OUTPUTS * BLOCK];
+        let mut token = tokens.start;
+        while token < tokens.end {
+            let panel = layout.panel_tokens(token);
+            let at = layout.offset(block, token);
+            for column in (0..panel).step_by(2 * SIDE) {
+                let sums = &mut self.sums[first * width + token - tokens.start + column..];
+                let x = &self.packed[at + column..];
+                let wide = panel - column > SIDE;
+                assert!(x.len() >= (XS - 1) * layout.len() + (words - 1) * panel + SIDE * (1 + usize::from(wide)));
+                assert!(sums.len() >= (TILE_OUTPUTS - 1) * width + SIDE * (1 + usize::from(wide)));
+                let place = Place {
+                    words,
+                    weights: weights.as_ptr(),
+                    x: x.as_ptr(),
+                    x_row: 4 * panel,
+                    x_part: layout.len(),
+                    sums: sums.as_mut_ptr(),
+                    sums_row: 4 * width,
+                };
+                // SAFETY: `words` is a multiple of 16 and at most `BLOCK`; `words` rows of the panel, in all parts, and
+                // `TILE_OUTPUTS` rows of sums follow, as was asserted.
+                unsafe {
+                    if wide { tiles.two_columns::<WEIGHTS, XS>(place) } else { tiles.one_column::<WEIGHTS, XS>(place) }
+                }
+            }
+            token += panel;
+        }
+    }
+}
+
+/// Where the operands of one register tile are. Rows of weights are `BLOCK` words apart; the other distances are in bytes.
+#[derive(Clone, Copy)]
+struct Place {
+    words: usize,
+    weights: *const f32,
+    x: *const f32,
+    x_row: usize,
+    /// From one part of `x` to the next, in words.
+    x_part: usize,
+    sums: *mut f32,
+    sums_row: usize,
+}
+
+/// The tile registers of this thread, configured as eight tiles of 16 rows of 64 bytes; released when dropped.
+///
+/// No compiler keeps values in these registers, so their contents last from one `asm!` to the next.
+struct Tiles(());
+
+/// As `ldtilecfg` reads it: palette, first row, rows' bytes and rows of each register.
+#[repr(C, align(64))]
+struct Configuration {
+    palette: u8,
+    start_row: u8,
+    reserved: [u8; 14],
+    row_bytes: [u16; 16],
+    rows: [u8; 16],
+}
+
+macro_rules! load {
+    ($tile:literal, $from:expr, $stride:expr) => {
+        asm!(
+            concat!("tileloadd ", $tile, ", [{from} + {stride}*1]"),
+            from = in(reg) $from,
+            stride = in(reg) $stride,
+            options(nostack, preserves_flags, readonly),
+        )
+    };
+}
+
+macro_rules! store {
+    ($tile:literal, $to:expr, $stride:expr) => {
+        asm!(
+            concat!("tilestored [{to} + {stride}*1], ", $tile),
+            to = in(reg) $to,
+            stride = in(reg) $stride,
+            options(nostack, preserves_flags),
+        )
+    };
+}
+
+macro_rules! multiply_add {
+    ($sums:literal, $weights:literal, $x:literal) => {
+        asm!(concat!("tdpbf16ps ", $sums, ", ", $weights, ", ", $x), options(nostack, preserves_flags, nomem),)
+    };
+}
+
+impl Tiles {
+    #[inline(always)]
+    fn configure(_proof: Amx) -> Tiles {
+        let mut configuration =
+            Configuration { palette: 1, start_row: 0, reserved: [0; 14], row_bytes: [0; 16], rows: [0; 16] };
+        configuration.row_bytes[..8].fill(4 * SIDE as u16);
+        configuration.rows[..8].fill(SIDE as u8);
+        // SAFETY: the proof says that the instruction exists and is permitted; it reads the 64 bytes of the configuration.
+        unsafe {
+            asm!("ldtilecfg [{0}]", in(reg) &raw const configuration, options(nostack, preserves_flags, readonly));
+        }
+        Tiles(())
+    }
+
+    /// `sums[r][c] += weights[r][i] . x[i][c]`, summed over words and over pairs of parts, for 32 rows and 32 tokens.
+    ///
+    /// # Safety
+    /// The operands are valid for these sizes; `words` is a multiple of 16.
+    #[inline(always)]
+    unsafe fn two_columns<const WEIGHTS: usize, const XS: usize>(&self, place: Place) {
+        let Place { words, mut weights, mut x, x_row, x_part, sums, sums_row } = place;
+        let weights_row = 4 * BLOCK;
+        // SAFETY: the caller vouches for the operands; pointers end at most one step behind them and are not used there. That
+        // the registers are configured is what `self` says.
+        unsafe {
+            let below = sums.byte_add(SIDE * sums_row);
+            load!("tmm0", sums, sums_row);
+            load!("tmm1", sums.add(SIDE), sums_row);
+            load!("tmm2", below, sums_row);
+            load!("tmm3", below.add(SIDE), sums_row);
+            for _ in (0..words).step_by(SIDE) {
+                for w in 0..WEIGHTS {
+                    let weights = weights.add(w * TILE_OUTPUTS * BLOCK);
+                    load!("tmm4", weights, weights_row);
+                    load!("tmm5", weights.byte_add(SIDE * weights_row), weights_row);
+                    // A part is at most 2^-8 of the one in front of it.
+                    for part in 0..XS - w {
+                        load!("tmm6", x.add(part * x_part), x_row);
+                        multiply_add!("tmm0", "tmm4", "tmm6");
+                        multiply_add!("tmm2", "tmm5", "tmm6");
+                        load!("tmm7", x.add(part * x_part + SIDE), x_row);
+                        multiply_add!("tmm1", "tmm4", "tmm7");
+                        multiply_add!("tmm3", "tmm5", "tmm7");
+                    }
+                }
+                weights = weights.wrapping_add(SIDE);
+                x = x.wrapping_byte_add(SIDE * x_row);
+            }
+            store!("tmm0", sums, sums_row);
+            store!("tmm1", sums.add(SIDE), sums_row);
+            store!("tmm2", below, sums_row);
+            store!("tmm3", below.add(SIDE), sums_row);
+        }
+    }
+
+    /// As [`Tiles::two_columns`], for 16 tokens.
+    ///
+    /// # Safety
+    /// As there.
+    #[inline(always)]
+    unsafe fn one_column<const WEIGHTS: usize, const XS: usize>(&self, place: Place) {
+        let Place { words, mut weights, mut x, x_row, x_part, sums, sums_row } = place;
+        let weights_row = 4 * BLOCK;
+        // SAFETY: as above.
+        unsafe {
+            let below = sums.byte_add(SIDE * sums_row);
+            load!("tmm0", sums, sums_row);
+            load!("tmm2", below, sums_row);
+            for _ in (0..words).step_by(SIDE) {
+                for w in 0..WEIGHTS {
+                    let weights = weights.add(w * TILE_OUTPUTS * BLOCK);
+                    load!("tmm4", weights, weights_row);
+                    load!("tmm5", weights.byte_add(SIDE * weights_row), weights_row);
+                    for part in 0..XS - w {
+                        load!("tmm6", x.add(part * x_part), x_row);
+                        multiply_add!("tmm0", "tmm4", "tmm6");
+                        multiply_add!("tmm2", "tmm5", "tmm6");
+                    }
+                }
+                weights = weights.wrapping_add(SIDE);
+                x = x.wrapping_byte_add(SIDE * x_row);
+            }
+            store!("tmm0", sums, sums_row);
+            store!("tmm2", below, sums_row);
+        }
+    }
+}
+
+impl Drop for Tiles {
+    #[inline(always)]
+    fn drop(&mut self) {
+        // SAFETY: the registers were configured by this thread, so the instruction exists.
+        unsafe { asm!("tilerelease", options(nostack, preserves_flags, nomem)) };
+    }
+}
