@@ -14,9 +14,8 @@ use shadowllm::kernels::{
     activate, activate_backward, add_assign, argmax, attention, attention_backward, attention_bytes, attention_gather,
     attention_gather_bytes, attention_recorded, bias_gradient, cross_entropy_backward, embed_row, ffn_gather,
     ffn_gather_batch, gated, gated_backward, heads_bytes, heads_output, heads_output_batch, heads_project,
-    heads_project_batch, input_gradient, kv_project, kv_project_bytes, layer_norm, layer_norm_backward, linear,
-    linear_bytes, linear_transposed, log_sum_exp, rms_norm, rms_norm_backward, rope, rope_backward, softmax,
-    weight_gradient,
+    heads_project_batch, kv_project, kv_project_bytes, layer_norm, layer_norm_backward, linear, linear_bytes,
+    linear_transposed, log_sum_exp, rms_norm, rms_norm_backward, rope, rope_backward, softmax, weight_gradient,
 };
 use shadowllm::model::random::Shape;
 use shadowllm::sparsity::predictor::{
@@ -216,13 +215,10 @@ fn gradients(c: &mut Criterion) {
                 });
             }
         }
-        let (w, mut dw, mut dx, mut db) = (values(n * k), vec![0.0; n * k], vec![0.0; t * k], vec![0.0; n]);
+        let (w, mut dw, mut db) = (values(n * k), vec![0.0; n * k], vec![0.0; n]);
         group.throughput(Throughput::Elements((2 * n * k * t) as u64));
         group.bench_function(format!("{isa}/weight_gradient"), |b| {
             b.iter(|| weight_gradient(&cpu, [t, n, k], black_box(&dy), &x, &mut dw));
-        });
-        group.bench_function(format!("{isa}/input_gradient"), |b| {
-            b.iter(|| input_gradient(&cpu, [t, n, k], black_box(&dy), &w, &mut dx));
         });
         group.throughput(Throughput::Bytes(4 * (t * n) as u64));
         group.bench_function(format!("{isa}/bias_gradient"), |b| {
