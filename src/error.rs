@@ -19,6 +19,10 @@ pub enum Error {
     /// Text, sampling or chat settings are wrong.
     #[error(transparent)]
     Generate(#[from] crate::generate::GenerateError),
+    /// A measurement of speed cannot be made as it was asked for.
+    #[cfg(feature = "cli")]
+    #[error(transparent)]
+    Bench(#[from] crate::bench::BenchError),
     /// An operation on tokens was given none.
     #[error("no tokens were given; a prompt needs at least one (an empty text has none unless the tokenizer adds one)")]
     NoTokens,
