@@ -22,6 +22,10 @@ pub enum Error {
     /// A device cannot be used, or not for what was asked.
     #[error(transparent)]
     Gpu(#[from] crate::gpu::GpuError),
+    /// A measurement of speed cannot be made as it was asked for.
+    #[cfg(feature = "cli")]
+    #[error(transparent)]
+    Bench(#[from] crate::bench::BenchError),
     /// An operation on tokens was given none.
     #[error("no tokens were given; a prompt needs at least one (an empty text has none unless the tokenizer adds one)")]
     NoTokens,

@@ -29,6 +29,8 @@
 //! | [`weights`] | checkpoints: safetensors, GGUF, configurations, models by name |
 
 #[cfg(feature = "cli")]
+pub mod bench;
+#[cfg(feature = "cli")]
 pub mod cli;
 mod error;
 pub mod eval;

@@ -28,7 +28,7 @@ mod norm;
 mod output;
 mod predictor;
 mod prelude;
-mod program;
+pub mod program;
 mod qkv;
 mod reduce;
 pub mod report;

@@ -7,7 +7,12 @@
 //!
 //! # Memory
 //! Every buffer starts at a multiple of 256 bytes. Tensors are uploaded as they are: matrices of [`KernelSpec::dtype`], all records
-//! of a layer in the arrangement of a packed checkpoint, vectors widened to `f32`.
+//! of a layer in the arrangement of a packed checkpoint, vectors widened to `f32`. Embedding, positions and LM head that are stored
+//! in another type are converted first. For a new sequence the state and the watermarks are zeros; nothing else needs a content.
+//!
+//! A kernel whose [`Kernel::shared`] is over 48 KiB needs its limit of dynamic shared memory raised before the first launch. Status
+//! bits ([`STATUS_BAD_LOGIT`](crate::STATUS_BAD_LOGIT), [`STATUS_BAD_SCORE`](crate::STATUS_BAD_SCORE)) stay until the host
+//! clears them; after such a token lists and logits are of no use, but nothing was written out of bounds.
 //!
 //! | role | content |
 //! | --- | --- |

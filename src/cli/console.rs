@@ -40,7 +40,7 @@ impl Interrupt {
 
 /// While it lives, the first Ctrl-C is noted for [`Heeded::go_on`] and only a second one ends the program.
 #[derive(Debug)]
-pub(super) struct Heeded {
+pub(crate) struct Heeded {
     interrupt: Arc<Interrupt>,
 }
 
@@ -51,7 +51,7 @@ impl Heeded {
     }
 
     /// False once the user has pressed Ctrl-C.
-    pub(super) fn go_on(&self) -> bool {
+    pub(crate) fn go_on(&self) -> bool {
         self.interrupt.go_on()
     }
 }
@@ -63,13 +63,13 @@ impl Drop for Heeded {
 }
 
 /// Where a command writes.
-pub(super) struct Console {
+pub(crate) struct Console {
     out: io::Stdout,
     interrupt: Arc<Interrupt>,
 }
 
 impl Console {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let interrupt = Arc::new(Interrupt::default());
         let pressed = Arc::clone(&interrupt);
         // Without a handler Ctrl-C ends the program at once, which is nearly the same.
@@ -83,33 +83,33 @@ impl Console {
     }
 
     /// From here until the result is dropped Ctrl-C does not end the program but is to be asked for.
-    pub(super) fn heed_interrupts(&self) -> Heeded {
+    pub(crate) fn heed_interrupts(&self) -> Heeded {
         Heeded::new(&self.interrupt)
     }
 
     /// Writes text to standard output as it is and flushes it.
-    pub(super) fn text(&mut self, text: &str) -> Result<()> {
+    pub(crate) fn text(&mut self, text: &str) -> Result<()> {
         self.out.write_all(text.as_bytes()).and_then(|()| self.out.flush()).map_err(stdout_error)
     }
 
     /// Writes a line to standard output.
-    pub(super) fn line(&mut self, text: &str) -> Result<()> {
+    pub(crate) fn line(&mut self, text: &str) -> Result<()> {
         writeln!(self.out, "{text}").map_err(stdout_error)
     }
 
     /// Writes one JSON document to standard output.
-    pub(super) fn json(&mut self, value: &impl Serialize) -> Result<()> {
+    pub(crate) fn json(&mut self, value: &impl Serialize) -> Result<()> {
         let text = serde_json::to_string_pretty(value).map_err(|e| stdout_error(e.into()))?;
         self.line(&text)
     }
 
     /// Writes a line to standard error; a closed standard error is no reason to fail.
-    pub(super) fn note(&self, text: &str) {
+    pub(crate) fn note(&self, text: &str) {
         let _ = writeln!(io::stderr(), "{text}");
     }
 
     /// Shows `prompt` if a person is typing and reads one line; `None` at the end of input.
-    pub(super) fn ask(&mut self, prompt: &str) -> Result<Option<String>> {
+    pub(crate) fn ask(&mut self, prompt: &str) -> Result<Option<String>> {
         if self.is_interactive() {
             self.text(prompt)?;
         }
@@ -120,17 +120,17 @@ impl Console {
     }
 
     /// A bar for work that is counted in bytes.
-    pub(super) fn bytes_progress(&self) -> BytesProgress {
+    pub(crate) fn bytes_progress(&self) -> BytesProgress {
         BytesProgress { bar: RefCell::new(None), heeded: self.heed_interrupts() }
     }
 
     /// Whether a person types the input.
-    pub(super) fn is_interactive(&self) -> bool {
+    pub(crate) fn is_interactive(&self) -> bool {
         io::stdin().is_terminal()
     }
 
     /// A bar over `total` units on standard error; invisible if that is no terminal.
-    pub(super) fn bar(&self, total: u64, template: &'static str) -> ProgressBar {
+    pub(crate) fn bar(&self, total: u64, template: &'static str) -> ProgressBar {
         let bar = ProgressBar::new(total);
         if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style.progress_chars("=> "));
@@ -145,12 +145,12 @@ fn stdout_error(source: io::Error) -> Error {
 }
 
 /// Whether the reader of our output went away, as in `shadowllm ... | head`.
-pub(super) fn is_closed_pipe(error: &Error) -> bool {
+pub(crate) fn is_closed_pipe(error: &Error) -> bool {
     matches!(error, Error::Io { source, .. } if source.kind() == io::ErrorKind::BrokenPipe)
 }
 
 /// Reads a text file; `-` is standard input.
-pub(super) fn read_text(path: &Path) -> Result<String> {
+pub(crate) fn read_text(path: &Path) -> Result<String> {
     if path == Path::new("-") {
         return io::read_to_string(io::stdin()).map_err(|source| Error::Io {
             action: "read",
@@ -162,7 +162,7 @@ pub(super) fn read_text(path: &Path) -> Result<String> {
 }
 
 /// Shows downloads and imports as a bar; Ctrl-C ends them.
-pub(super) struct BytesProgress {
+pub(crate) struct BytesProgress {
     bar: RefCell<Option<ProgressBar>>,
     heeded: Heeded,
 }

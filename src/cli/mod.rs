@@ -8,7 +8,7 @@ mod accounting;
 mod activations;
 mod calibrate_gate;
 mod chat;
-mod console;
+pub(crate) mod console;
 mod criteria;
 mod demo;
 mod device;
@@ -19,7 +19,7 @@ mod generate;
 mod import;
 mod inspect;
 mod logits;
-mod options;
+pub(crate) mod options;
 mod pack;
 mod plan;
 mod policy;
@@ -80,8 +80,16 @@ enum Command {
 
 /// Runs the program on command-line arguments, the program's name first.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let cli = match Cli::try_parse_from(args) {
-        Ok(cli) => cli,
+    run(args, dispatch)
+}
+
+/// Runs a program on command-line arguments, its name first, and turns what comes of it into an exit code.
+pub(crate) fn run<C: Parser>(
+    args: impl IntoIterator<Item = OsString>,
+    program: impl FnOnce(C, &mut Console) -> Result<()>,
+) -> ExitCode {
+    let options = match C::try_parse_from(args) {
+        Ok(options) => options,
         // Clap knows which of its messages are help (standard output, success) and which are errors.
         Err(message) => {
             let _ = message.print();
@@ -89,7 +97,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     };
     let mut console = Console::new();
-    match dispatch(cli, &mut console) {
+    match program(options, &mut console) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if console::is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(Error::Interrupted | Error::Weights(shadowllm_weights::Error::Interrupted)) => {

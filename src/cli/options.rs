@@ -22,7 +22,7 @@ pub(super) struct ModelArgs {
 
 /// On what to run.
 #[derive(Clone, Debug, Args)]
-pub(super) struct CpuArgs {
+pub(crate) struct CpuArgs {
     /// Threads to use [default: the processor's cores].
     #[arg(long, value_name = "N", value_parser = parse_threads)]
     pub threads: Option<usize>,
@@ -32,8 +32,8 @@ pub(super) struct CpuArgs {
     pub isa: Option<IsaName>,
 
     /// Products of bf16 weights with 32 and more tokens at once: f32 is exact; bf16 rounds activations, and is faster where
-    /// the processor has the instructions [default: bf16 for generate, chat and train, f32 for everything
-    /// else].
+    /// the processor has the instructions [default: bf16 for generate, chat, train and shadow-bench, f32 for
+    /// everything else].
     #[arg(long, value_name = "TYPE")]
     pub compute: Option<Compute>,
 }
@@ -55,7 +55,7 @@ pub(super) fn token_id(text: &str) -> Result<u32, String> {
 
 impl CpuArgs {
     /// The options given, with the command's default for the rest.
-    pub(super) fn options(&self, compute: Compute) -> CpuOptions {
+    pub(crate) fn options(&self, compute: Compute) -> CpuOptions {
         CpuOptions { isa: self.isa, threads: self.threads, compute: self.compute.unwrap_or(compute) }
     }
 }

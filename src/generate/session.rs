@@ -92,6 +92,11 @@ impl Session {
         self.cache.bytes() + self.device.as_ref().map_or(0, |device| device.memory_bytes())
     }
 
+    /// Bytes of memory that the sequence holds: its cache, what missing keys and values are made from, buffers and logits.
+    pub fn memory_bytes(&self) -> u64 {
+        self.cache.bytes() + self.cache.pending_bytes() + self.workspace.bytes() + 4 * self.logits.capacity() as u64
+    }
+
     /// Logits (`[V]`) that were computed last, by [`Session::prefill`], [`Session::step`] or [`Session::score`]; zeros before.
     pub fn logits(&self) -> &[f32] {
         &self.logits

@@ -100,6 +100,17 @@ impl Model {
         layers.sum()
     }
 
+    /// Bytes of all weights, tied ones counted once; norms and biases as `f32`, as they are held.
+    pub fn weight_bytes(&self) -> u64 {
+        let token = self.active_bytes(0);
+        let matrix = |m: &Option<crate::tensor::Matrix>| m.as_ref().map_or(0, |m| m.bytes() as u64);
+        token.blocks
+            + token.head
+            + if self.config.tied { 0 } else { self.embedding.bytes() as u64 }
+            + matrix(&self.positions)
+            + self.project_in.as_ref().map_or(0, super::Linear::bytes)
+    }
+
     /// Number of parameters, tied ones counted once.
     pub fn parameters(&self) -> u64 {
         let matrix = |m: &crate::tensor::Matrix| (m.rows() * m.cols()) as u64;

@@ -6,11 +6,13 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use half::{bf16, f16};
 use serde_json::{Value, json};
 use shadowllm_weights::{
-    Checkpoint, DType, ModelConfig, ModelNames, Progress, SafetensorsWriter, StagedDirectory, TensorData, TensorSpec,
+    Checkpoint, DType, ModelConfig, ModelNames, Progress, SafetensorsWriter, StagedDirectory, Storage, TensorData,
+    TensorSpec,
 };
 
 use crate::{Error, Result};
@@ -185,19 +187,82 @@ impl FromStr for Shape {
     }
 }
 
-/// A model of any configuration with random weights, in memory.
+/// A model of any configuration with random weights, in memory: those that [`write_random`] writes.
 ///
 /// # Errors
 /// [`Error::Weights`] if the sizes overflow.
 pub fn random_checkpoint(config: ModelConfig, dtype: DType, seed: u64) -> Result<Checkpoint> {
+    let layers = config.layers;
+    random_checkpoint_sharing(config, dtype, seed, layers, &())
+}
+
+/// As [`random_checkpoint`], for a model that is larger than memory: only the first `copies` layers (at least 1) have weights of
+/// their own, and the others take theirs in turn, layer `i` those of layer `i % copies`. Reading it takes as long as reading the whole
+/// model if the copies are much larger than the caches together.
+///
+/// # Errors
+/// As there, and [`Error::Interrupted`] if `progress` says so.
+pub fn random_checkpoint_sharing(
+    config: ModelConfig,
+    dtype: DType,
+    seed: u64,
+    copies: usize,
+    progress: &dyn Progress,
+) -> Result<Checkpoint> {
+    let copies = copies.max(1);
+    let specs = specs(&config, dtype);
+    let own = |spec: &&TensorSpec| layer_of(&spec.name).is_none_or(|layer| layer < copies);
+    let total: u64 = specs.iter().filter(own).map(|spec| (count(spec) * dtype.size()) as u64).sum();
+    progress.start("random weights", Some(total));
     let mut state = seed;
-    let mut tensors = Vec::new();
-    for spec in specs(&config, dtype) {
-        let weights = Distribution::of(&spec);
-        let values: Vec<f32> = (0..spec.shape.iter().product()).map(|_| weights.draw(&mut state)).collect();
-        tensors.push((spec.name, TensorData::from_f32_as(&spec.shape, dtype, &values)?));
+    let mut made: BTreeMap<String, TensorData> = BTreeMap::new();
+    let mut tensors = Vec::with_capacity(specs.len());
+    for spec in specs {
+        let tensor = match layer_of(&spec.name).filter(|&layer| layer >= copies) {
+            Some(layer) => {
+                let owner = spec.name.replacen(&layer_name(layer), &layer_name(layer % copies), 1);
+                made.get(&owner).cloned()
+            }
+            None => None,
+        };
+        let tensor = match tensor {
+            Some(tensor) => tensor,
+            None => random_tensor(&spec, &mut state, progress)?,
+        };
+        made.insert(spec.name.clone(), tensor.clone());
+        tensors.push((spec.name, tensor));
     }
+    progress.finish();
     Ok(Checkpoint::from_tensors(config, tensors))
+}
+
+/// The part of a tensor's name that says which layer it belongs to.
+fn layer_name(layer: usize) -> String {
+    format!("layers.{layer}.")
+}
+
+fn layer_of(name: &str) -> Option<usize> {
+    name.split_once("layers.")?.1.split('.').next()?.parse().ok()
+}
+
+fn random_tensor(spec: &TensorSpec, state: &mut u64, progress: &dyn Progress) -> Result<TensorData> {
+    let weights = Distribution::of(spec);
+    let len = count(spec) * spec.dtype.size();
+    // Words, so that values of every type are aligned.
+    let mut words = vec![0u64; len.div_ceil(size_of::<u64>())];
+    let bytes = &mut bytemuck::cast_slice_mut::<u64, u8>(&mut words)[..len];
+    for block in bytes.chunks_mut(BLOCK * spec.dtype.size()) {
+        weights.fill(state, spec.dtype, block);
+        progress.advance(block.len() as u64);
+        if !progress.go_on() {
+            return Err(Error::Interrupted);
+        }
+    }
+    Ok(TensorData::new(Arc::new(Storage::Owned { words, len }), 0..len, spec.dtype, &spec.shape)?)
+}
+
+fn count(spec: &TensorSpec) -> usize {
+    spec.shape.iter().product()
 }
 
 fn specs(config: &ModelConfig, dtype: DType) -> Vec<TensorSpec> {
@@ -206,7 +271,10 @@ fn specs(config: &ModelConfig, dtype: DType) -> Vec<TensorSpec> {
 }
 
 /// Values made and written at a time.
-const BLOCK: usize = 1 << 20;
+const BLOCK: usize = 16 << 20;
+
+/// Values that are not worth a thread.
+const SMALL: usize = 1 << 16;
 
 /// Writes a checkpoint of `shape` to the new directory `dir` and returns the number of weights.
 ///
@@ -217,7 +285,6 @@ pub fn write_random(dir: &Path, shape: Shape, dtype: DType, seed: u64, progress:
     let config = serde_json::to_vec_pretty(&shape.config_json(dtype)).unwrap_or_default();
     let parsed = ModelConfig::from_json(&config)?;
     let specs = specs(&parsed, dtype);
-    let count = |spec: &TensorSpec| spec.shape.iter().product::<usize>();
     let total: u64 = specs.iter().map(|s| count(s) as u64).sum();
     let staged = StagedDirectory::create(dir)?;
     staged.write("config.json", &config)?;
@@ -228,13 +295,11 @@ pub fn write_random(dir: &Path, shape: Shape, dtype: DType, seed: u64, progress:
     for spec in &specs {
         let weights = Distribution::of(spec);
         let mut left = count(spec);
-        let mut bytes = Vec::with_capacity(BLOCK.min(left) * dtype.size());
+        let mut bytes = vec![0; BLOCK.min(left) * dtype.size()];
         while left > 0 {
             let now = left.min(BLOCK);
-            bytes.clear();
-            for _ in 0..now {
-                push(weights.draw(&mut state), dtype, &mut bytes);
-            }
+            bytes.truncate(now * dtype.size());
+            weights.fill(&mut state, dtype, &mut bytes);
             file.append(&spec.name, &bytes).map_err(|e| staged.finally(e))?;
             progress.advance(bytes.len() as u64);
             if !progress.go_on() {
@@ -274,21 +339,80 @@ impl Distribution {
         let unit = (next_random(state) >> 40) as f32 / (1u64 << 24) as f32;
         self.centre + self.half_width * (2.0 * unit - 1.0)
     }
-}
 
-fn push(value: f32, dtype: DType, out: &mut Vec<u8>) {
-    match dtype {
-        DType::F32 => out.extend_from_slice(&value.to_le_bytes()),
-        DType::F16 => out.extend_from_slice(&f16::from_f32(value).to_le_bytes()),
-        DType::BF16 => out.extend_from_slice(&bf16::from_f32(value).to_le_bytes()),
+    /// Draws values of `dtype` until `out` is full, on all processors: the same values as one after the other.
+    fn fill(&self, state: &mut u64, dtype: DType, out: &mut [u8]) {
+        let (size, start) = (dtype.size(), *state);
+        let values = out.len() / size;
+        *state = start.wrapping_add(STEP.wrapping_mul(values as u64));
+        let part = |first: usize, out: &mut [u8]| {
+            let mut state = start.wrapping_add(STEP.wrapping_mul(first as u64));
+            out.chunks_exact_mut(size).for_each(|value| put(self.draw(&mut state), dtype, value));
+        };
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let each = values.div_ceil(threads).max(SMALL);
+        if each >= values {
+            return part(0, out);
+        }
+        std::thread::scope(|scope| {
+            for (index, out) in out.chunks_mut(each * size).enumerate() {
+                scope.spawn(move || part(index * each, out));
+            }
+        });
     }
 }
 
+fn put(value: f32, dtype: DType, out: &mut [u8]) {
+    match dtype {
+        DType::F32 => out.copy_from_slice(&value.to_le_bytes()),
+        DType::F16 => out.copy_from_slice(&f16::from_f32(value).to_le_bytes()),
+        DType::BF16 => out.copy_from_slice(&bf16::from_f32(value).to_le_bytes()),
+    }
+}
+
+/// By how much the state of [`next_random`] grows with every word: word `n` can be had without those before it.
+const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
+
 /// SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014).
 fn next_random(state: &mut u64) -> u64 {
-    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    *state = state.wrapping_add(STEP);
     let mut z = *state;
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     z ^ (z >> 31)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn threads_change_nothing() {
+        let weights = Distribution { centre: 1.0, half_width: 0.5 };
+        let (mut state, mut one_by_one) = (7, 7);
+        let mut bytes = vec![0; 4 * (3 * SMALL + 5)];
+        weights.fill(&mut state, DType::F32, &mut bytes);
+        for value in bytes.chunks_exact(4) {
+            assert_eq!(value, weights.draw(&mut one_by_one).to_le_bytes());
+        }
+        assert_eq!(state, one_by_one);
+    }
+
+    #[test]
+    fn layers_share_in_turn() {
+        let json = br#"{"model_type": "opt", "num_hidden_layers": 5, "hidden_size": 8, "num_attention_heads": 2, "ffn_dim": 12,
+            "vocab_size": 10, "max_position_embeddings": 16, "word_embed_proj_dim": 8}"#;
+        let config = ModelConfig::from_json(json).unwrap();
+        let whole = random_checkpoint(config.clone(), DType::BF16, 3).unwrap();
+        let shared = random_checkpoint_sharing(config, DType::BF16, 3, 2, &()).unwrap();
+        let name = |layer: usize| format!("model.decoder.layers.{layer}.fc1.weight");
+        let bytes = |checkpoint: &Checkpoint, layer| checkpoint.tensor(&name(layer)).unwrap().bytes().to_vec();
+        let start = |layer| shared.tensor(&name(layer)).unwrap().bytes().as_ptr();
+        assert_ne!(start(0), start(1));
+        assert_eq!([start(2), start(3), start(4)], [start(0), start(1), start(0)]);
+        // What has weights of its own has those of the whole model.
+        assert_eq!([bytes(&shared, 0), bytes(&shared, 1)], [bytes(&whole, 0), bytes(&whole, 1)]);
+        assert_eq!(shared.names().count(), whole.names().count());
+    }
 }

@@ -77,7 +77,7 @@ struct Networks {
 }
 
 /// What predicts one kind of unit.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Network {
     /// `None`: it reads the trunk.
     hidden: Option<Layer>,

@@ -410,3 +410,24 @@ fn weights_without_whole_rows_are_not_written() {
     );
     assert!(!path.exists());
 }
+
+#[test]
+fn random_predictors_in_memory() {
+    let info = PredictorInfo { stations: vec![0, 1], ..info() };
+    for format in WeightFormat::ALL {
+        let (_directory, path) = written(&info, &random_predictor(&info, &config(), 3, 5, 1), format);
+        let read = open(&path, &info).unwrap();
+        let make = |copies, seed| Predictor::random(info.clone(), &config(), [3, 5], format, copies, seed).unwrap();
+        assert_eq!((make(2, 7).bytes(ALL), make(2, 7).widths()), (read.bytes(ALL), read.widths()));
+        let scores = |copies, seed| predict(&make(copies, seed), &cpu(), &values(1, 8));
+        assert_eq!(scores(2, 7), scores(2, 7));
+        assert_ne!(scores(2, 7), scores(2, 8));
+        // With one copy both stations have the same weights.
+        let layers = |scores: Scores| [1, 2].map(|layer| scores.neurons[layer * 32..][..32].to_vec());
+        let ([first, second], [own, other]) = (layers(scores(1, 7)), layers(scores(2, 7)));
+        assert!(first == second && first == own && own != other);
+    }
+    let normalized = PredictorInfo { normalization: Normalization::Standardize, ..info };
+    let error = Predictor::random(normalized, &config(), [3, 5], WeightFormat::F16, 1, 7).unwrap_err();
+    assert_eq!(error.to_string(), "metadata predictor: random predictors have no means to standardise by");
+}

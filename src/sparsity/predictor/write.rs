@@ -24,6 +24,29 @@ pub enum WeightFormat {
     Int8,
 }
 
+impl WeightFormat {
+    /// All formats, widest first.
+    pub const ALL: [WeightFormat; 3] = [WeightFormat::F32, WeightFormat::F16, WeightFormat::Int8];
+
+    /// Name on the command line and in reports.
+    pub const fn name(self) -> &'static str {
+        match self {
+            WeightFormat::F32 => "f32",
+            WeightFormat::F16 => "f16",
+            WeightFormat::Int8 => "int8",
+        }
+    }
+
+    /// Bytes of a weight.
+    pub const fn size(self) -> usize {
+        match self {
+            WeightFormat::F32 => 4,
+            WeightFormat::F16 => 2,
+            WeightFormat::Int8 => 1,
+        }
+    }
+}
+
 /// One linear layer.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct LayerWeights {

@@ -26,6 +26,7 @@ mod format;
 mod identity;
 mod location;
 mod lock;
+mod memory;
 mod open;
 mod pack;
 mod problem;

@@ -106,6 +106,27 @@ impl PackedCheckpoint {
         Ok(packed)
     }
 
+    /// Weights that are in no file; `layers` are the heads, key/value heads and neurons of each layer.
+    pub(super) fn of_layers(
+        source: &Checkpoint,
+        dtype: DType,
+        layers: Vec<[TensorData; 3]>,
+        rest: Vec<(String, TensorData)>,
+    ) -> Result<Self> {
+        let layer = |[heads, kv_heads, neurons]: [TensorData; 3]| Layer { heads, kv_heads, neurons };
+        let mut rest = Checkpoint::from_tensors(source.config().clone(), rest);
+        rest.describe_as(source);
+        Ok(PackedCheckpoint {
+            path: PathBuf::from(source.location()),
+            dtype,
+            fingerprint: source.fingerprint()?,
+            source: SourceIdentity { location: source.location(), files: Vec::new() },
+            mapped_bytes: 0,
+            layers: layers.into_iter().map(layer).collect(),
+            rest,
+        })
+    }
+
     fn read_for(path: &Path, source: &Checkpoint, progress: &dyn Progress) -> Result<Self> {
         Self::read(path)?.checked_for(source, progress)
     }

@@ -18,7 +18,7 @@ use crate::{
 
 /// Bytes of records made and written at a time. The larger, the more of each row of a matrix is read at once; memory use is
 /// this or one record.
-const BLOCK: usize = 64 << 20;
+pub(super) const BLOCK: usize = 64 << 20;
 
 /// What packing did.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

@@ -217,3 +217,29 @@ fn the_embedded_model() {
         }
     }
 }
+
+#[test]
+fn memory_holds_the_same_records() {
+    let config = config(OPT);
+    let mut tensors = tensors(&config, |_| false, |_| DType::BF16);
+    let packed = PackedCheckpoint::in_memory(&Checkpoint::from_tensors(config.clone(), tensors.clone()), &()).unwrap();
+    let source = Checkpoint::from_tensors(config.clone(), tensors.clone());
+    assert_identity(&source, &packed);
+    assert_records(&source, &packed);
+    assert_eq!((packed.path().to_str(), packed.mapped_bytes()), (Some("memory"), 0));
+    let start = |packed: &PackedCheckpoint, layer| packed.layer(layer).neurons.bytes().as_ptr();
+    assert_ne!(start(&packed, 0), start(&packed, 1));
+    // Layers that are the same memory are so in records, too.
+    let first = tensors.clone();
+    for (name, tensor) in &mut tensors {
+        if let Some((_, same)) = first.iter().find(|(other, _)| *other == name.replace("layers.1.", "layers.0.")) {
+            *tensor = same.clone();
+        }
+    }
+    let source = Checkpoint::from_tensors(config, tensors);
+    let packed = PackedCheckpoint::in_memory(&source, &()).unwrap();
+    assert_records(&source, &packed);
+    assert_eq!(start(&packed, 0), start(&packed, 1));
+    let watch = Watch { stop_after: Some(1), ..Watch::default() };
+    assert!(matches!(PackedCheckpoint::in_memory(&source, &watch), Err(crate::Error::Interrupted)));
+}
