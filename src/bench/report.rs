@@ -300,7 +300,7 @@ pub(super) mod tests {
         assert_eq!(table.len(), 7);
         assert!(table.iter().all(|line| line.len() == table[0].len()), "{text}");
         let expected = "| dense     |    1 |     128 |     1 |    100.0 | 1.0 % |    10.00 |     500.0 |   2500.0 | 25.0 |  90.0 % |\
-            \u{20}     1.000 | 1.000 |     1.2 % | 2.60 GB |";
+            \u{20}     1.000 |  1.000 |     1.2 % | 2.60 GB |";
         assert_eq!(table[2], expected);
     }
 }
