@@ -18,25 +18,23 @@ fn dot(row: &[f32], x: &[f64]) -> f64 {
     row.iter().zip(x).map(|(w, x)| f64::from(*w) * x).sum()
 }
 
+/// `1 - erf(x)`: the power series near zero, where its terms are small, and the continued fraction beyond.
 fn erfc(x: f64) -> f64 {
-    // Numerical Recipes' rational approximation, 1.2e-7.
+    let root_pi = std::f64::consts::PI.sqrt();
     let z = x.abs();
-    let t = 1.0 / (1.0 + 0.5 * z);
-    let p = [
-        -1.26551223,
-        1.00002368,
-        0.37409196,
-        0.09678418,
-        -0.18628806,
-        0.27886807,
-        -1.13520398,
-        1.48851587,
-        -0.82215223,
-        0.17087277,
-    ];
-    let poly = p.iter().rev().fold(0.0, |sum, c| sum * t + c);
-    let r = t * (-z * z + poly).exp();
-    if x >= 0.0 { r } else { 2.0 - r }
+    let upper = if z < 2.0 {
+        let (mut term, mut sum) = (z, z);
+        for n in 1..60 {
+            term *= -z * z / f64::from(n);
+            sum += term / f64::from(2 * n + 1);
+        }
+        1.0 - 2.0 / root_pi * sum
+    } else {
+        // exp(-z^2) / sqrt(pi) / (z + (1/2) / (z + (2/2) / (z + (3/2) / (z + ...)))), from its end.
+        let tail = (1..80).rev().fold(z, |below, n| z + f64::from(n) / 2.0 / below);
+        (-z * z).exp() / root_pi / tail
+    };
+    if x >= 0.0 { upper } else { 2.0 - upper }
 }
 
 pub fn activate(activation: Activation, x: f64) -> f64 {
