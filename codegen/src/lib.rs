@@ -14,7 +14,7 @@
 //! };
 //! let program = Program::emit(&KernelSpec::opt(sizes, DType::F16, Sm::new(90)?), None, &[])?;
 //! assert!(program.source().contains("ffn_d768_f3072_f16"));
-//! assert_eq!(program.token.len(), 1 + 12 * 6 + 2);
+//! assert_eq!(program.token.len(), 1 + 12 * 5 + 1);
 //! # Ok::<(), shadowllm_codegen::SpecError>(())
 //! ```
 

@@ -136,7 +136,7 @@ pub enum Role {
     ReadWhole,
     /// The residual stream, `[d]`.
     Residual,
-    /// Contexts, `[H, d_h]`, where a predictor reads them.
+    /// Contexts, `[H, d_h]`; of heads that are not kept zeros where a predictor reads them, else anything.
     Contexts,
     /// Predicted scores, `[L, H]` or `[L, F]`; layers up to the first station are not written.
     Scores(Kind),
@@ -389,45 +389,49 @@ impl Builder {
         if spec.family.is_llama() {
             args.push(self.tensor(Tensor::Rope, 4 * s.context * s.head_dim));
         }
-        args.extend([list, counts, state, watermark, pending, keys, values, queries]);
+        let arrivals = self.arrivals(0);
+        args.extend([list, counts, state, watermark, pending, keys, values, queries, arrivals]);
         self.launch(here, qkv::kernel(&spec), args);
 
         let pieces = s.heads * spec.splits();
         let piece_sums = self.all(Role::Scratch("attention sums"), 4 * pieces * s.head_dim);
         let piece_stats = self.all(Role::Scratch("attention maxima"), 8 * pieces);
-        let contexts = self.reads_contexts();
-        let mut args = vec![keys, values, queries, list, counts, state, watermark, piece_sums, piece_stats];
-        if contexts {
-            args.push(self.contexts());
+        let contexts = self.contexts();
+        let args = vec![
+            keys,
+            values,
+            queries,
+            list,
+            counts,
+            state,
+            watermark,
+            piece_sums,
+            piece_stats,
+            arrivals,
+            contexts,
+            Arg::U32(window),
+        ];
+        self.launch(here, attention::kernel(&spec, self.reads_contexts()), args);
+
+        let mut args = vec![heads, contexts, list, counts];
+        if spec.bias.out {
+            args.push(self.tensor(Tensor::OutBias(layer), 4 * s.hidden));
         }
-        args.push(Arg::U32(window));
-        self.launch(here, attention::kernel(&spec, contexts), args);
-
-        let partial = self.partial();
-        let mut args = vec![heads, piece_sums, piece_stats, list, counts, state, partial];
-        if contexts {
-            args.push(self.contexts());
-        }
-        args.push(Arg::U32(window));
-        self.launch(here, output::kernel(&spec, contexts), args);
-
-        let kernel = reduce::kernel(&spec, spec.output_pieces(), spec.bias.out);
-        self.reduce(layer, kernel, spec.bias.out.then_some(Tensor::OutBias(layer)));
-    }
-
-    /// Pieces of a block's sum, which attention and FFN use in turn.
-    fn partial(&mut self) -> Arg {
-        let spec = self.spec();
-        let bytes = 4 * spec.sizes.hidden * spec.output_pieces().max(spec.ffn_pieces());
-        self.all(Role::Scratch("pieces"), bytes)
-    }
-
-    fn reduce(&mut self, layer: usize, kernel: Kernel, bias: Option<Tensor>) {
-        let bytes = 4 * self.spec().sizes.hidden;
-        let mut args = vec![self.partial()];
-        args.extend(bias.map(|bias| self.tensor(bias, bytes)));
         args.push(self.residual());
-        self.launch(Some(layer), kernel, args);
+        self.launch(here, output::kernel(&spec), args);
+    }
+
+    /// Counters by which a kernel knows its last block, from `first` on: those of the attention, then the LM head's. Every layer's first
+    /// kernel sets them to zero.
+    fn arrivals(&mut self, first: usize) -> Arg {
+        let bytes = 4 * (attention::arrivals(self.spec()) + 1);
+        self.at(Role::Scratch("arrivals"), bytes, 4 * first)
+    }
+
+    /// Pieces of the FFN's sum.
+    fn partial(&mut self) -> Arg {
+        let bytes = 4 * self.spec().sizes.hidden * self.spec().ffn_pieces();
+        self.all(Role::Scratch("pieces"), bytes)
     }
 
     fn ffn(&mut self, layer: usize) {
@@ -450,8 +454,12 @@ impl Builder {
         }
         // The FFN's lengths are the second of a layer's counts; the kernel knows.
         self.launch(Some(layer), kernel, args);
-        let kernel = reduce::kernel(&spec, spec.ffn_pieces(), spec.bias.ffn);
-        self.reduce(layer, kernel, spec.bias.ffn.then_some(Tensor::SecondBias(layer)));
+        let mut args = vec![self.partial()];
+        if spec.bias.ffn {
+            args.push(self.tensor(Tensor::SecondBias(layer), 4 * s.hidden));
+        }
+        args.push(self.residual());
+        self.launch(Some(layer), reduce::kernel(&spec), args);
     }
 
     fn end(&mut self) {
@@ -462,10 +470,15 @@ impl Builder {
         args.extend(self.norm(NormSite::Final));
         let best = self.all(Role::Scratch("best logits"), blocks);
         let id = self.all(Role::Scratch("best tokens"), blocks);
-        args.extend([self.all(Role::Logits, 4 * s.vocab), best, id, self.status()]);
-        self.launch(None, head::head(&spec), args);
-        let args = vec![best, id, self.state(), self.all(Role::Tokens, 4 * s.context)];
-        self.launch(None, head::choose(&spec), args);
+        args.extend([
+            self.all(Role::Logits, 4 * s.vocab),
+            best,
+            id,
+            self.arrivals(attention::arrivals(&spec)),
+            self.state(),
+        ]);
+        args.push(self.all(Role::Tokens, 4 * s.context));
+        self.launch(None, head::kernel(&spec), args);
     }
 
     fn status(&mut self) -> Arg {
@@ -479,26 +492,42 @@ impl Builder {
         if layers.is_empty() {
             return;
         }
-        let trunk_width = predictor.heads.or(predictor.neurons).filter(|_| predictor.trunk);
-        if let Some(width) = trunk_width {
-            self.hidden(&spec, &predictor, station, None, width);
+        let kinds: Vec<Kind> = Kind::ALL.into_iter().filter(|kind| predictor.width(*kind).is_some()).collect();
+        if predictor.trunk {
+            self.hidden(&spec, &predictor, station, &[None]);
+        } else {
+            let own: Vec<Option<Kind>> = kinds.iter().copied().map(Some).collect();
+            self.hidden(&spec, &predictor, station, &own);
         }
-        for kind in Kind::ALL {
-            let Some(width) = predictor.width(kind) else { continue };
-            if trunk_width.is_none() {
-                self.hidden(&spec, &predictor, station, Some(kind), width);
-            }
-            let units = predictor::units(&spec, kind);
-            let rows = layers.len() * units;
-            let kernel = predictor::output(&spec, &predictor, kind, width);
-            let part = |part| Tensor::Output(station, kind, part);
-            let mut args = self.layer_tensors(&predictor, part, rows, width);
-            args.push(self.all(Role::Scratch("hidden layer"), 4 * width));
-            let scores = self.at(Role::Scores(kind), 4 * spec.sizes.layers * units, 4 * layers.start * units);
-            args.extend([scores, Arg::U32(rows as u32)]);
-            self.launch(None, kernel, args);
-            self.select(&spec, kind, layers.clone(), scores);
-        }
+        let args: Vec<Vec<Arg>> = kinds
+            .iter()
+            .map(|&kind| {
+                let (units, own) = (predictor::units(&spec, kind), Some(kind).filter(|_| !predictor.trunk));
+                let (rows, width) = (layers.len() * units, predictor.width(kind).unwrap_or(0));
+                let mut args = self.layer_tensors(&predictor, |part| Tensor::Output(station, kind, part), rows, width);
+                let scores = self.scores(&spec, kind, layers.start);
+                args.extend([self.hidden_layer(own, width), scores, Arg::U32(rows as u32)]);
+                args
+            })
+            .collect();
+        self.launch(None, predictor::output(&spec, &predictor, &kinds), args.concat());
+        self.select(&spec, &kinds, layers);
+    }
+
+    /// Scores of a layer.
+    fn scores(&mut self, spec: &KernelSpec, kind: Kind, layer: usize) -> Arg {
+        let units = predictor::units(spec, kind);
+        self.at(Role::Scores(kind), 4 * spec.sizes.layers * units, 4 * layer * units)
+    }
+
+    /// The hidden layer of a kind, or the trunk.
+    fn hidden_layer(&mut self, kind: Option<Kind>, width: usize) -> Arg {
+        let name = match kind {
+            None => "trunk",
+            Some(Kind::Heads) => "hidden layer of heads",
+            Some(Kind::Neurons) => "hidden layer of neurons",
+        };
+        self.all(Role::Scratch(name), 4 * width)
     }
 
     /// Weight, scale and bias of a predictor's layer.
@@ -519,54 +548,104 @@ impl Builder {
         args
     }
 
-    fn hidden(
-        &mut self,
-        spec: &KernelSpec,
-        predictor: &PredictorSpec,
-        station: usize,
-        kind: Option<Kind>,
-        width: usize,
-    ) {
+    /// The hidden layers of these kinds, or the trunk.
+    fn hidden(&mut self, spec: &KernelSpec, predictor: &PredictorSpec, station: usize, kinds: &[Option<Kind>]) {
         let n = predictor.inputs(spec);
-        let kernel = predictor::hidden(spec, predictor, width);
-        let mut args = self.layer_tensors(predictor, |part| Tensor::Hidden(station, kind, part), width, n);
-        args.push(match predictor.input {
-            PredictorInput::Residual => self.residual(),
-            PredictorInput::Contexts => self.contexts(),
-        });
-        if predictor.normalization == predictor::Normalization::Standardize {
-            args.push(self.tensor(Tensor::Mean(station), 4 * n));
-            args.push(self.tensor(Tensor::Scale(station), 4 * n));
-        }
-        let most = predictor.heads.max(predictor.neurons).unwrap_or(width);
-        args.push(self.all(Role::Scratch("hidden layer"), 4 * most));
-        args.push(Arg::U32(width as u32));
-        self.launch(None, kernel, args);
+        let args: Vec<Vec<Arg>> = kinds
+            .iter()
+            .map(|&kind| {
+                let width = predictor.hidden_width(kind);
+                let tensors = |part| Tensor::Hidden(station, kind, part);
+                let mut args = self.layer_tensors(predictor, tensors, width, n);
+                args.push(match predictor.input {
+                    PredictorInput::Residual => self.residual(),
+                    PredictorInput::Contexts => self.contexts(),
+                });
+                if predictor.normalization == predictor::Normalization::Standardize {
+                    args.push(self.tensor(Tensor::Mean(station), 4 * n));
+                    args.push(self.tensor(Tensor::Scale(station), 4 * n));
+                }
+                args.extend([self.hidden_layer(kind, width), Arg::U32(width as u32)]);
+                args
+            })
+            .collect();
+        self.launch(None, predictor::hidden(spec, predictor, kinds), args.concat());
     }
 
-    fn select(&mut self, spec: &KernelSpec, kind: Kind, layers: std::ops::Range<usize>, scores: Arg) {
+    /// The lists of these kinds for `layers`.
+    fn select(&mut self, spec: &KernelSpec, kinds: &[Kind], layers: std::ops::Range<usize>) {
         let most = self.program.predictor.as_ref().map_or(0, |p| p.layers(spec, 0).len());
-        let grid = [layers.len() as u32, 1];
-        let second = usize::from(kind == Kind::Neurons);
-        let budget = self.at(Role::Budget, 16, 8 * second);
-        let list = self.list(kind, layers.start);
-        let all = spec.sizes.layers;
-        let counts = self.at(Role::Counts, 8 * all, 8 * layers.start + 4 * second);
-        let (status, common) = (self.status(), [scores, budget]);
+        let grid = [layers.len() as u32, kinds.len() as u32];
+        let status = self.status();
+        let places: Vec<Places> = kinds
+            .iter()
+            .map(|&kind| {
+                let (second, all) = (usize::from(kind == Kind::Neurons), spec.sizes.layers);
+                Places {
+                    common: [self.scores(spec, kind, layers.start), self.at(Role::Budget, 16, 8 * second)],
+                    lists: [
+                        self.list(kind, layers.start),
+                        self.at(Role::Counts, 8 * all, 8 * layers.start + 4 * second),
+                    ],
+                    kind,
+                }
+            })
+            .collect();
+        let launch = |builder: &mut Self, kernel: Kernel, args: &dyn Fn(&mut Self, &Places) -> Vec<Arg>| {
+            let args: Vec<Arg> =
+                places.iter().flat_map(|places| [places.common.to_vec(), args(builder, places)].concat()).collect();
+            builder.launch_on(None, kernel, grid, args);
+        };
         if spec.scope == Scope::Local {
-            let args = [&common[..], &[status, list, counts]].concat();
-            return self.launch_on(None, select::local(spec, kind, most), grid, args);
+            let kernel = select::local(spec, kinds, most);
+            return launch(self, kernel, &|_, places| [&[status], &places.lists[..]].concat());
         }
-        let [cut, histogram, ties, collect] = select::global(spec, kind, most);
-        let cuts = self.all(Role::Scratch("cuts"), 16 * all);
-        let bins = self.all(Role::Scratch("histograms"), 4 * select::DIGITS * select::BINS);
-        let rest = self.all(Role::Scratch("common cut"), 8);
-        self.launch_on(None, cut, grid, [&common[..], &[status, cuts, bins]].concat());
+        let [cut, histogram, ties, collect] = select::global(spec, kinds, most);
+        launch(self, cut, &|builder, places| vec![status, builder.cuts(places), builder.bins(places)]);
         for digit in 0..select::DIGITS as u32 {
-            let args = [&common[..], &[cuts, bins, Arg::U32(digit)]].concat();
-            self.launch_on(None, histogram.clone(), grid, args);
+            launch(self, histogram.clone(), &|builder, places| {
+                vec![builder.cuts(places), builder.bins(places), Arg::U32(digit)]
+            });
         }
-        self.launch_on(None, ties, grid, [&common[..], &[cuts, bins, rest]].concat());
-        self.launch_on(None, collect, grid, [&common[..], &[cuts, rest, list, counts]].concat());
+        launch(self, ties, &|builder, places| vec![builder.cuts(places), builder.bins(places), builder.rest(places)]);
+        launch(self, collect, &|builder, places| {
+            [&[builder.cuts(places), builder.rest(places)], &places.lists[..]].concat()
+        });
+    }
+
+    /// Cuts of all layers.
+    fn cuts(&mut self, places: &Places) -> Arg {
+        let names = ["cuts of heads", "cuts of neurons"];
+        let bytes = 16 * self.spec().sizes.layers;
+        self.all(Role::Scratch(places.name(names)), bytes)
+    }
+
+    fn bins(&mut self, places: &Places) -> Arg {
+        let names = ["histograms of heads", "histograms of neurons"];
+        self.all(Role::Scratch(places.name(names)), 4 * select::DIGITS * select::BINS)
+    }
+
+    /// The cut that all layers have in common.
+    fn rest(&mut self, places: &Places) -> Arg {
+        let names = ["common cut of heads", "common cut of neurons"];
+        self.all(Role::Scratch(places.name(names)), 8)
+    }
+}
+
+/// Where the selection of a kind reads and writes.
+struct Places {
+    kind: Kind,
+    /// Scores and budget.
+    common: [Arg; 2],
+    /// Lists and their lengths.
+    lists: [Arg; 2],
+}
+
+impl Places {
+    fn name(&self, [heads, neurons]: [&'static str; 2]) -> &'static str {
+        match self.kind {
+            Kind::Heads => heads,
+            Kind::Neurons => neurons,
+        }
     }
 }
