@@ -33,7 +33,7 @@ fn sm() -> Sm {
 }
 
 /// Compiles a program with one change.
-fn changed(nvrtc: &Nvrtc, program: &Program, mutant: Option<&Mutant>) -> (Program, String) {
+fn changed(nvrtc: &Nvrtc, program: &Program, mutant: Option<&Mutant>) -> (Program, Vec<u8>) {
     let mut text = program.source();
     if let Some(Mutant { name, from, to }) = mutant {
         assert!(text.contains(from), "{name}: the text has no\n{from}");
@@ -41,11 +41,11 @@ fn changed(nvrtc: &Nvrtc, program: &Program, mutant: Option<&Mutant>) -> (Progra
     }
     let options = Options { deny_warnings: false, ..Options::new(80) };
     let compiled = nvrtc.compile(&text, &options);
-    (program.clone(), compiled.unwrap_or_else(|e| panic!("{}: {e}", mutant.map_or("", |m| m.name))).ptx)
+    (program.clone(), compiled.unwrap_or_else(|e| panic!("{}: {e}", mutant.map_or("", |m| m.name))).ptx.into_bytes())
 }
 
 /// Six tokens behind a prompt of 37, over changing plans, against the masked dense model.
-fn decode(compiled: &(Program, String)) -> Result<(), String> {
+fn decode(compiled: &(Program, Vec<u8>)) -> Result<(), String> {
     for schedule in [Schedule::InOrder, Schedule::Reversed, Schedule::Random(1)] {
         let mut host = Host::new(compiled, 1);
         host.device.set_schedule(schedule);
@@ -83,7 +83,7 @@ fn decode(compiled: &(Program, String)) -> Result<(), String> {
 }
 
 /// Runs `check` on the text as it is, then on every mutant, which it has to catch.
-fn all_are_caught(program: &Program, mutants: &[Mutant], check: impl Fn(&(Program, String)) -> Result<(), String>) {
+fn all_are_caught(program: &Program, mutants: &[Mutant], check: impl Fn(&(Program, Vec<u8>)) -> Result<(), String>) {
     let Some(nvrtc) = nvrtc() else { return };
     check(&changed(&nvrtc, program, None)).unwrap();
     let survivors: Vec<&str> = mutants
@@ -174,7 +174,7 @@ fn mistakes_in_llama_are_caught() {
 }
 
 /// Lists of random scores with many ties, by a global and by a local budget, against a sort; then scores against integers.
-fn decide(compiled: &(Program, String)) -> Result<(), String> {
+fn decide(compiled: &(Program, Vec<u8>)) -> Result<(), String> {
     for schedule in [Schedule::InOrder, Schedule::Reversed, Schedule::Random(1)] {
         let mut host = Host::new(compiled, 5);
         host.device.set_schedule(schedule);
@@ -247,7 +247,7 @@ fn mistakes_in_selection_are_caught() {
 }
 
 /// Scores of 8-bit weights from a given input, against exact sums.
-fn predict(compiled: &(Program, String)) -> Result<(), String> {
+fn predict(compiled: &(Program, Vec<u8>)) -> Result<(), String> {
     let mut host = Host::new(compiled, 7);
     let (s, mut random) = (host.program.spec.sizes, Random(8));
     let x: Vec<f32> = (0..s.hidden).map(|_| random.unit()).collect();

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 use shadowllm_weights::write_atomic;
 
-use super::backend::CodeForm;
+use super::CodeForm;
 
 const MAGIC: &[u8] = b"shadowllm compiled kernels 1\n";
 /// Hexadecimal digits of a hash.

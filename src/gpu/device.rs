@@ -8,9 +8,9 @@ use std::sync::Arc;
 use shadowllm_codegen::{Program, Sm};
 use shadowllm_nvrtc::{Nvrtc, Options};
 
-use super::GpuError;
-use super::backend::{Backend, CodeForm, Memory, ModuleId, Shared};
 use super::cache::{CodeCache, Key};
+use super::shared::Shared;
+use super::{Backend, CodeForm, DeviceError, GpuError, Memory, ModuleId};
 use crate::{Error, Result};
 
 /// Where decode steps run.
@@ -121,10 +121,7 @@ impl Gpu {
     /// [`GpuError::OldGpu`] if there are no kernels for its version; [`GpuError::Compile`] if there is no compiler.
     pub fn new(backend: Box<dyn Backend>, compiler: Compiler) -> Result<Gpu> {
         let (name, found) = (backend.name().to_owned(), backend.sm());
-        // Code of a version runs on all later ones of its generation.
-        let fits = |sm: &&Sm| sm.version() / 10 == found / 10 && sm.version() <= found;
-        let sm = Sm::SUPPORTED.iter().filter(fits).max().copied();
-        let sm = sm.ok_or_else(|| Error::from(GpuError::OldGpu { name: name.clone(), sm: found }))?;
+        let sm = Sm::of_device(found).ok_or_else(|| Error::from(GpuError::OldGpu { name: name.clone(), sm: found }))?;
         let gpu = Gpu {
             name: name.into(),
             sm,
@@ -160,7 +157,7 @@ impl Gpu {
     /// Its memory now.
     ///
     /// # Errors
-    /// [`GpuError::Failed`].
+    /// [`DeviceError::Failed`].
     pub fn memory(&self) -> Result<Memory> {
         self.shared.lock().memory()
     }
@@ -172,7 +169,7 @@ impl Gpu {
         match self.driver {
             Some(found) if self.form == CodeForm::Cubin && found < 1000 * major => {
                 let needs = format!("the code of NVRTC {}", nvrtc.version());
-                Err(GpuError::OldDriver { found, needed: 1000 * major, needs }.into())
+                Err(DeviceError::OldDriver { found, needed: 1000 * major, needs }.into())
             }
             _ => Ok(nvrtc),
         }

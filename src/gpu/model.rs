@@ -6,7 +6,7 @@ use std::sync::Arc;
 use shadowllm_codegen::{Program, Role, Tensor};
 use shadowllm_weights::Progress;
 
-use super::backend::Allocation;
+use super::shared::Allocation;
 use super::upload::Source;
 use super::{Gpu, GpuError, spec};
 use crate::generate::Engine;

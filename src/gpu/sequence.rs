@@ -9,12 +9,12 @@ use std::sync::Arc;
 use shadowllm_codegen::report::memory_bytes;
 use shadowllm_codegen::{Arg, Counts, Kind, Program, Role, STATUS_BAD_SCORE};
 
-use super::backend::{Allocation, BufferId, GraphId, LaunchArg, LaunchSpec};
 use super::device::Loaded;
 use super::model::{rounded, upload};
+use super::shared::Allocation;
 use super::spec::{Decision, decision, kernel_spec, windows};
 use super::upload::Source;
-use super::{DeviceModel, GpuError};
+use super::{BufferId, DeviceModel, GpuError, GraphId, LaunchArg, LaunchSpec};
 use crate::Result;
 use crate::model::{KvCache, SparseCount};
 use crate::sparsity::{Budget, LayerPlan, Plan, Predictor, Scope};
@@ -131,7 +131,7 @@ impl DeviceSequence {
     /// The plan of the last token.
     ///
     /// # Errors
-    /// [`GpuError::Failed`].
+    /// [`DeviceError::Failed`](super::DeviceError::Failed).
     pub fn plan(&self) -> Result<Plan> {
         let s = self.program.spec.sizes;
         let counts: Vec<u32> = self.read(Role::Counts, 0, 2 * s.layers)?;
@@ -159,7 +159,7 @@ impl DeviceSequence {
     /// Copies the positions that the device lacks from a cache without holes.
     ///
     /// # Errors
-    /// [`GpuError::Failed`].
+    /// [`DeviceError::Failed`](super::DeviceError::Failed).
     pub(crate) fn bring(&mut self, cache: &KvCache) -> Result<()> {
         let (from, to) = (self.held, cache.len());
         if from >= to {
@@ -180,7 +180,7 @@ impl DeviceSequence {
     /// Copies the positions that a cache lacks to it, as far as they were made, and the attention inputs of the rest.
     ///
     /// # Errors
-    /// [`GpuError::Failed`].
+    /// [`DeviceError::Failed`](super::DeviceError::Failed).
     pub(crate) fn fetch(&mut self, cache: &mut KvCache) -> Result<()> {
         let (from, to) = (cache.len(), self.held);
         if from >= to {
@@ -214,7 +214,7 @@ impl DeviceSequence {
     /// Runs one token at the position behind those that it holds, over the units of `plan` if the host makes plans. Writes the logits.
     ///
     /// # Errors
-    /// [`GpuError::Failed`], [`GpuError::BadScore`]; the token does not count then.
+    /// [`DeviceError::Failed`](super::DeviceError::Failed), [`GpuError::BadScore`]; the token does not count then.
     pub(crate) fn step(&mut self, token: u32, plan: Option<&Plan>, logits: &mut [f32]) -> Result<SparseCount> {
         let position = self.held;
         if let Some(plan) = plan.filter(|_| !self.decides) {
