@@ -33,6 +33,8 @@ DEVICE float half_bits_to_float(u16 h) {
     return x;
 }
 
+DEVICE float brain_bits_to_float(u16 b) { return __uint_as_float((u32)b << 16); }
+
 struct F16 {
     typedef u16 value;
     static const int SIZE = 8;

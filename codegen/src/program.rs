@@ -2,7 +2,8 @@
 //!
 //! A runtime knows nothing of the kernels. It compiles [`Program::source`], allocates [`Program::buffers`], fills those whose
 //! [`Role`] says that they hold tensors, and launches [`Program::token`] in order, once per token, each launch after the one in
-//! front of it (captured once as a graph). Nothing in a token waits for the host: the token's id and position, the budget, the
+//! front of it (captured once as a graph). A prompt is cut into blocks of at most [`PROMPT_TOKENS`](crate::PROMPT_TOKENS) tokens: for each, the
+//! host writes [`Role::Block`] and launches [`Program::prompt`]; after the last, [`Program::end`], if logits are wanted. Nothing in a token waits for the host: the token's id and position, the budget, the
 //! lists and their lengths are device memory, so one graph serves all tokens, budgets and plans.
 //!
 //! # Memory
@@ -22,6 +23,7 @@
 //! | [`Tensor::Rope`] | `[context, d_h]`: `d_h/2` cosines, then `d_h/2` sines of every position |
 //! | [`Role::State`] | `[4]` `u32`: token, position, status bits, 0. The host writes token and position of a sequence's next step; |
 //! |   | the last launch of a token writes them for the token after it, so a greedy host need not |
+//! | [`Role::Block`] | `[4 + 128]`: first position of a block of a prompt, how many tokens it has, 0, 0, and the tokens |
 //! | [`Role::Tokens`] | `[context]`: the greedy choice after position `p` is at `p + 1` |
 //! | [`Role::Budget`] | `[4]`: heads and neurons that each layer keeps, each followed by how many all layers share beyond those |
 //! | [`Role::Lists`] | `[L, H]` and `[L, F]` `u32`: kept units of a layer, ascending. The host writes those of the layers up to the first |
@@ -33,12 +35,13 @@
 //! | [`Role::Logits`] | `[V]`, of the present token |
 //! | [`Role::ReadWhole`] | `[L, pieces]`: neurons whose record was read to the end, with ReLU |
 //!
-//! After a prompt that ran elsewhere, keys, values and the watermarks (all at the prompt's length) are what a token needs.
+//! After a prompt, here or elsewhere, keys, values and the watermarks (all at the prompt's length) are what a token needs; [`Program::end`] sets
+//! the watermarks, too. A block of a prompt needs the keys and values of all heads at all positions in front of it.
 
 use crate::kernel::{Kernel, ParamKind};
 use crate::predictor::{Kind, PredictorInput, PredictorSpec, WeightFormat};
 use crate::{Family, KernelSpec, Norm, Scope, SpecError};
-use crate::{attention, embed, ffn, head, norm, output, predictor, prelude, qkv, reduce, select};
+use crate::{attention, embed, ffn, head, norm, output, predictor, prelude, prompt, qkv, reduce, select};
 
 /// Norm of a layer or of the model's end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -114,6 +117,8 @@ pub enum Role {
     Tensor(Tensor),
     /// Token, position, status.
     State,
+    /// A block of a prompt.
+    Block,
     /// Greedy choices by position.
     Tokens,
     /// Counts of the budget.
@@ -195,6 +200,10 @@ pub struct Program {
     pub buffers: Vec<Buffer>,
     /// The launches of one token, in order.
     pub token: Vec<Launch>,
+    /// The launches of a block of a prompt: keys and values of its tokens.
+    pub prompt: Vec<Launch>,
+    /// The launches after the last block of a prompt: logits after its last token.
+    pub end: Vec<Launch>,
 }
 
 impl Program {
@@ -215,9 +224,16 @@ impl Program {
             kernels: Vec::new(),
             buffers: Vec::new(),
             token: Vec::new(),
+            prompt: Vec::new(),
+            end: Vec::new(),
         };
-        let mut builder = Builder { program };
+        let mut builder = Builder { program, launches: Vec::new() };
         builder.token(windows);
+        builder.program.token = std::mem::take(&mut builder.launches);
+        builder.prompt(windows);
+        builder.program.prompt = std::mem::take(&mut builder.launches);
+        builder.prompt_end();
+        builder.program.end = std::mem::take(&mut builder.launches);
         Ok(builder.program)
     }
 
@@ -242,6 +258,7 @@ fn prelude_of(spec: &KernelSpec, predictor: Option<&PredictorSpec>) -> String {
     text += ffn::activation(spec.activation);
     text += &norm::function(spec);
     text += &qkv::functions(spec);
+    text += &prompt::functions(spec);
     if let Some(predictor) = predictor {
         if predictor.format == WeightFormat::Int8 {
             text += predictor::FUNCTIONS;
@@ -254,6 +271,8 @@ fn prelude_of(spec: &KernelSpec, predictor: Option<&PredictorSpec>) -> String {
 /// Puts a program together: kernels and buffers come into being when a launch first asks for them.
 struct Builder {
     program: Program,
+    /// Of what is being put together.
+    launches: Vec<Launch>,
 }
 
 impl Builder {
@@ -294,7 +313,7 @@ impl Builder {
             kernels.push(kernel);
             kernels.len() - 1
         });
-        self.program.token.push(Launch { kernel: index, grid, args, layer });
+        self.launches.push(Launch { kernel: index, grid, args, layer });
     }
 
     fn state(&mut self) -> Arg {
@@ -317,6 +336,54 @@ impl Builder {
         let width = predictor::units(self.spec(), kind);
         let layers = self.spec().sizes.layers;
         self.at(Role::Lists(kind), 4 * layers * width, 4 * layer * width)
+    }
+
+    /// Records of a layer's heads and key/value heads.
+    fn records(&mut self, spec: &KernelSpec, layer: usize) -> [Arg; 2] {
+        let (s, row) = (&spec.sizes, spec.row_bytes() as usize);
+        [
+            self.tensor(Tensor::Heads(layer), s.heads * 2 * s.head_dim * row),
+            self.tensor(Tensor::KvHeads(layer), s.kv_heads * 2 * s.head_dim * row),
+        ]
+    }
+
+    /// Records of a layer's neurons.
+    fn neurons(&mut self, spec: &KernelSpec, layer: usize) -> Arg {
+        let rows = if spec.family.is_llama() { 3 } else { 2 };
+        self.tensor(Tensor::Neurons(layer), spec.sizes.ffn * rows * spec.row_bytes() as usize)
+    }
+
+    /// Keys and values of a layer.
+    fn cache(&mut self, spec: &KernelSpec, layer: usize) -> [Arg; 2] {
+        let s = &spec.sizes;
+        let bytes = s.kv_heads * s.context * s.head_dim * spec.cache.size();
+        [Role::Keys, Role::Values].map(|role| self.at(role, s.layers * bytes, layer * bytes))
+    }
+
+    /// What is done to queries, keys and values: biases and rotations.
+    fn qkv_vectors(&mut self, spec: &KernelSpec, layer: usize) -> Vec<Arg> {
+        let (s, mut args) = (&spec.sizes, Vec::new());
+        if spec.bias.qkv {
+            args.push(self.tensor(Tensor::QueryBias(layer), 4 * s.heads * s.head_dim));
+            args.push(self.tensor(Tensor::KeyBias(layer), 4 * s.kv_heads * s.head_dim));
+            args.push(self.tensor(Tensor::ValueBias(layer), 4 * s.kv_heads * s.head_dim));
+        }
+        if spec.family.is_llama() {
+            args.push(self.tensor(Tensor::Rope, 4 * s.context * s.head_dim));
+        }
+        args
+    }
+
+    /// Biases of the first rows of an FFN.
+    fn ffn_vectors(&mut self, spec: &KernelSpec, layer: usize) -> Vec<Arg> {
+        let (s, mut args) = (&spec.sizes, Vec::new());
+        if spec.bias.ffn {
+            args.push(self.tensor(Tensor::FirstBias(layer), 4 * s.ffn));
+            if spec.family.is_llama() {
+                args.push(self.tensor(Tensor::UpBias(layer), 4 * s.ffn));
+            }
+        }
+        args
     }
 
     /// Arguments of the parameters of a norm.
@@ -366,13 +433,10 @@ impl Builder {
     fn attention(&mut self, layer: usize, window: u32) {
         let spec = self.spec().clone();
         let s = &spec.sizes;
-        let (row, here) = (spec.row_bytes() as usize, Some(layer));
-        let heads = self.tensor(Tensor::Heads(layer), s.heads * 2 * s.head_dim * row);
-        let kv_heads = self.tensor(Tensor::KvHeads(layer), s.kv_heads * 2 * s.head_dim * row);
+        let here = Some(layer);
+        let [heads, kv_heads] = self.records(&spec, layer);
         let (list, counts, state) = (self.list(Kind::Heads, layer), self.counts(layer), self.state());
-        let cached = s.kv_heads * s.context * s.head_dim * spec.cache.size();
-        let keys = self.at(Role::Keys, s.layers * cached, layer * cached);
-        let values = self.at(Role::Values, s.layers * cached, layer * cached);
+        let [keys, values] = self.cache(&spec, layer);
         let marks = 4 * (s.kv_heads + 1);
         let watermark = self.at(Role::Watermarks, s.layers * marks, layer * marks);
         let ring = 4 * spec.kv_flush * s.hidden;
@@ -381,14 +445,7 @@ impl Builder {
 
         let mut args = vec![heads, kv_heads];
         args.extend(self.norm(NormSite::Attention(layer)));
-        if spec.bias.qkv {
-            args.push(self.tensor(Tensor::QueryBias(layer), 4 * s.heads * s.head_dim));
-            args.push(self.tensor(Tensor::KeyBias(layer), 4 * s.kv_heads * s.head_dim));
-            args.push(self.tensor(Tensor::ValueBias(layer), 4 * s.kv_heads * s.head_dim));
-        }
-        if spec.family.is_llama() {
-            args.push(self.tensor(Tensor::Rope, 4 * s.context * s.head_dim));
-        }
+        args.extend(self.qkv_vectors(&spec, layer));
         let arrivals = self.arrivals(0);
         args.extend([list, counts, state, watermark, pending, keys, values, queries, arrivals]);
         self.launch(here, qkv::kernel(&spec), args);
@@ -436,17 +493,11 @@ impl Builder {
 
     fn ffn(&mut self, layer: usize) {
         let spec = self.spec().clone();
-        let (s, gated) = (&spec.sizes, spec.family.is_llama());
+        let s = &spec.sizes;
         let kernel = ffn::kernel(&spec);
-        let record = spec.row_bytes() as usize * if gated { 3 } else { 2 };
-        let mut args = vec![self.tensor(Tensor::Neurons(layer), s.ffn * record)];
+        let mut args = vec![self.neurons(&spec, layer)];
         args.extend(self.norm(NormSite::Ffn(layer)));
-        if spec.bias.ffn {
-            args.push(self.tensor(Tensor::FirstBias(layer), 4 * s.ffn));
-            if gated {
-                args.push(self.tensor(Tensor::UpBias(layer), 4 * s.ffn));
-            }
-        }
+        args.extend(self.ffn_vectors(&spec, layer));
         args.extend([self.list(Kind::Neurons, layer), self.counts(layer), self.partial()]);
         if kernel.params.last().is_some_and(|param| param.name == "read_whole") {
             let pieces = 4 * spec.ffn_pieces();
@@ -460,6 +511,102 @@ impl Builder {
         }
         args.push(self.residual());
         self.launch(Some(layer), reduce::kernel(&spec), args);
+    }
+
+    fn prompt(&mut self, windows: &[u32]) {
+        let spec = self.spec().clone();
+        let (s, row) = (&spec.sizes, spec.row_bytes() as usize);
+        let block = self.all(Role::Block, 4 * prompt::BLOCK_WORDS);
+        let stream = self.all(Role::Scratch("prompt streams"), 4 * prompt::TOKENS * s.hidden);
+        let mut args = vec![self.tensor(Tensor::Embedding, s.vocab * row)];
+        if spec.family == Family::Opt {
+            args.push(self.tensor(Tensor::Positions, (s.context + spec.position_offset) * row));
+        }
+        args.extend([block, stream]);
+        self.launch(None, prompt::embed(&spec), args);
+        for layer in 0..s.layers {
+            let here = Some(layer);
+            let input = self.prompt_norm(&spec, NormSite::Attention(layer));
+            let [heads, kv_heads] = self.records(&spec, layer);
+            let [keys, values] = self.cache(&spec, layer);
+            let queries = self.all(Role::Scratch("prompt queries"), 4 * prompt::TOKENS * s.heads * s.head_dim);
+            let mut args = vec![heads, kv_heads, input, block];
+            args.extend(self.qkv_vectors(&spec, layer));
+            args.extend([keys, values, queries]);
+            self.launch(here, prompt::qkv(&spec), args);
+            let contexts = self.split("prompt contexts", &spec, s.heads * s.head_dim);
+            let window = windows.get(layer).copied().unwrap_or(0);
+            let args = vec![keys, values, queries, block, contexts, Arg::U32(window)];
+            self.launch(here, prompt::attention(&spec), args);
+            let sums = self.prompt_sums(&spec);
+            self.launch(here, prompt::output(&spec), vec![heads, contexts, block, sums]);
+
+            let input = self.prompt_norm(&spec, NormSite::Ffn(layer));
+            let inner = self.split("prompt inner values", &spec, s.ffn);
+            let records = self.neurons(&spec, layer);
+            let mut args = vec![records, input, block];
+            args.extend(self.ffn_vectors(&spec, layer));
+            args.push(inner);
+            self.launch(here, prompt::ffn_first(&spec), args);
+            self.launch(here, prompt::ffn_second(&spec), vec![records, inner, block, sums]);
+        }
+    }
+
+    /// Split activations of a block of a prompt.
+    fn split(&mut self, name: &'static str, spec: &KernelSpec, width: usize) -> Arg {
+        self.all(Role::Scratch(name), prompt::planes_bytes(spec, width))
+    }
+
+    fn prompt_sums(&mut self, spec: &KernelSpec) -> Arg {
+        let bytes = 4 * prompt::parts(spec) * prompt::TOKENS * spec.sizes.hidden;
+        self.all(Role::Scratch("prompt sums"), bytes)
+    }
+
+    /// The bias of the product in front of a norm, and whether there is such a product.
+    fn prompt_before(&mut self, spec: &KernelSpec, site: NormSite) -> (prompt::Before, Option<Arg>) {
+        let (bias, tensor) = match site {
+            NormSite::Attention(0) => return (prompt::Before::Nothing, None),
+            NormSite::Attention(layer) => (spec.bias.ffn, Tensor::SecondBias(layer - 1)),
+            NormSite::Ffn(layer) => (spec.bias.out, Tensor::OutBias(layer)),
+            NormSite::Final => (spec.bias.ffn, Tensor::SecondBias(spec.sizes.layers - 1)),
+        };
+        let arg = bias.then(|| self.tensor(tensor, 4 * spec.sizes.hidden));
+        (prompt::Before::Product { bias }, arg)
+    }
+
+    /// Adds the product in front to the residual streams of a block, and normalises them.
+    fn prompt_norm(&mut self, spec: &KernelSpec, site: NormSite) -> Arg {
+        let (before, bias) = self.prompt_before(spec, site);
+        let stream = self.all(Role::Scratch("prompt streams"), 4 * prompt::TOKENS * spec.sizes.hidden);
+        let mut args = vec![stream];
+        args.extend(self.norm(site).into_iter().skip(1));
+        args.push(self.all(Role::Block, 4 * prompt::BLOCK_WORDS));
+        if before != prompt::Before::Nothing {
+            args.push(self.prompt_sums(spec));
+        }
+        args.extend(bias);
+        let output = self.split("prompt input", spec, spec.sizes.hidden);
+        args.push(output);
+        let layer = match site {
+            NormSite::Attention(layer) | NormSite::Ffn(layer) => Some(layer),
+            NormSite::Final => None,
+        };
+        self.launch(layer, prompt::norm(spec, before), args);
+        output
+    }
+
+    fn prompt_end(&mut self) {
+        let spec = self.spec().clone();
+        let s = &spec.sizes;
+        let (_, bias) = self.prompt_before(&spec, NormSite::Final);
+        let stream = self.all(Role::Scratch("prompt streams"), 4 * prompt::TOKENS * s.hidden);
+        let mut args = vec![stream, self.all(Role::Block, 4 * prompt::BLOCK_WORDS), self.prompt_sums(&spec)];
+        args.extend(bias);
+        args.extend([self.residual(), self.arrivals(0)]);
+        args.push(self.all(Role::Watermarks, 4 * s.layers * (s.kv_heads + 1)));
+        args.push(self.state());
+        self.launch(None, prompt::end(&spec, spec.bias.ffn), args);
+        self.end();
     }
 
     fn end(&mut self) {

@@ -290,3 +290,81 @@ fn mistakes_in_the_predictor_are_caught() {
     ];
     all_are_caught(&Program::emit(&spec, Some(&predictor), &[]).unwrap(), &mutants, predict);
 }
+
+/// Two prompts, one behind the other, against the dense model.
+fn prompts(compiled: &(Program, Vec<u8>)) -> Result<(), String> {
+    let mut host = Host::new(compiled, 1);
+    let spec = host.program.spec.clone();
+    let (s, mut oracle, mut random) = (spec.sizes, Oracle::new(&spec), Random(2));
+    let all: Kept = ((0..s.heads as u32).collect(), (0..s.ffn as u32).collect());
+    let plan = vec![all; s.layers];
+    for (held, length, schedule) in [(0, 20, Schedule::Reversed), (20, 35, Schedule::InOrder)] {
+        host.device.set_schedule(schedule);
+        let tokens: Vec<u32> = (0..length).map(|_| random.below(s.vocab) as u32).collect();
+        host.try_prompt(&tokens, held, 128)?;
+        let mut expected = Vec::new();
+        for (position, &token) in (held..).zip(&tokens) {
+            expected = oracle.token(&host, token, position, &plan, 0);
+        }
+        let found = difference(&host.values::<f32>(Role::Logits), &expected);
+        if found > 1e-5 {
+            return Err(format!("{length} tokens: logits differ by {found:e}"));
+        }
+        if host.values::<u32>(Role::Watermarks).iter().any(|&mark| mark as usize != held + length) {
+            return Err("other watermarks".to_owned());
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn mistakes_in_prompts_of_opt_are_caught() {
+    let spec = KernelSpec::opt(SIZES, DType::F16, sm());
+    let mutants = [
+        mutant(
+            "a stage multiplied before all have copied",
+            "wait_group 1;\" ::: \"memory\");\n        __syncthreads();",
+            "wait_group 1;\" ::: \"memory\");",
+        ),
+        mutant("a stage overwritten while it is multiplied", "count, acc);\n        __syncthreads();", "count, acc);"),
+        mutant("copies not waited for", "wait_group 1", "wait_group 2"),
+        mutant(
+            "high parts only",
+            "p < 2; p++) {\n                multiply_add",
+            "p < 1; p++) {\n                multiply_add",
+        ),
+        mutant("depths behind the last", "const bool there = t < count && at < K;", "const bool there = t < count;"),
+        mutant("rows of other lanes", "lane / 16 * 8 + lane % 8)", "lane / 16 * 8 + lane % 4)"),
+        mutant("depths of columns of other lanes", "(k + lane % 16) * 136", "(k + lane % 8) * 136"),
+        mutant("depths of a fragment exchanged", "b[0], b[1]);", "b[1], b[0]);"),
+        mutant("every other tile of tokens left out", "both = token + 16 < count", "both = token + 64 < count"),
+        mutant("values in the place of keys", "(value ? values : keys)", "(value ? keys : values)"),
+        mutant("a pair of other neurons", "p + (second ? 35 : 0)", "p + (second ? 34 : 0)"),
+        mutant("a bias of another neuron", "first_bias[p + 35]", "first_bias[p]"),
+        mutant("a part of the depth twice", "(blockIdx.y + 1) / 8", "(blockIdx.y + 2) / 8"),
+        mutant("a part left out", "for (u32 p = 1; p < 8; p++)", "for (u32 p = 2; p < 8; p++)"),
+        mutant("tokens that see the next", "p <= position && p < end", "p <= position + 1 && p < end"),
+        mutant("contexts not shrunk to the new maximum", "acc[j].x *= shrink;", ""),
+        mutant("weights read before they are there", "of one warp.\n        __syncwarp();", "of one warp."),
+        mutant("positions overwritten while they are read", "tile += 32) {\n        __syncthreads();", "tile += 32) {"),
+        mutant("the last token but one", "t = block[1] - 1, position", "t = block[1] - 2, position"),
+        mutant("watermarks that stay", "watermarks[i] = position + 1;", ";"),
+    ];
+    all_are_caught(&Program::emit(&spec, None, &[]).unwrap(), &mutants, prompts);
+}
+
+#[test]
+fn mistakes_in_prompts_of_llama_are_caught() {
+    let spec = KernelSpec::llama(SIZES, DType::F16, sm());
+    let mutants = [
+        mutant("all tokens rotated alike", "position = start + t;", "position = start;"),
+        mutant("gate and up exchanged", "activate(a) * (b)", "activate(b) * (a)"),
+        mutant("the keys of another head", "(u64)(head / 2) * 64", "(u64)(head % 3) * 64"),
+        mutant(
+            "the norm of the row in front",
+            "residual = stream + (u64)t * 72",
+            "residual = stream + (u64)(t / 2) * 72",
+        ),
+    ];
+    all_are_caught(&Program::emit(&spec, None, &[]).unwrap(), &mutants, prompts);
+}

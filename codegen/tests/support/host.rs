@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use half::{bf16, f16};
 use shadowllm_codegen::{
-    Arg, DType, KernelSpec, Kind, NormSite, Part, PredictorSpec, Program, Role, Tensor, WeightFormat,
+    Arg, DType, KernelSpec, Kind, Launch, NormSite, Part, PredictorSpec, Program, Role, Tensor, WeightFormat,
 };
 use shadowllm_device::{BufferId, LaunchArg};
 use shadowllm_emulator::Counters;
@@ -205,7 +205,10 @@ impl Host {
 
     /// Launch `index` of a token; the emulator may find fault with it.
     pub fn try_launch(&mut self, index: usize) -> Result<Counters, String> {
-        let launch = &self.program.token[index];
+        self.run(&self.program.token[index]).map_err(|error| format!("launch {index}, {error}"))
+    }
+
+    fn run(&self, launch: &Launch) -> Result<Counters, String> {
         let kernel = &self.program.kernels[launch.kernel];
         let args: Vec<LaunchArg> = launch
             .args
@@ -216,7 +219,18 @@ impl Host {
             })
             .collect();
         let result = self.device.launch(&kernel.name, launch.grid, [kernel.threads, kernel.shared], &args);
-        result.map_err(|error| format!("launch {index}, {}: {error}", kernel.name))
+        result.map_err(|error| format!("{}: {error}", kernel.name))
+    }
+
+    /// A prompt behind `held` positions, in blocks of at most `most` tokens, up to the logits after its last token.
+    pub fn try_prompt(&mut self, tokens: &[u32], held: usize, most: usize) -> Result<(), String> {
+        let buffer = self.buffer(Role::Block);
+        for (index, block) in tokens.chunks(most).enumerate() {
+            let start = [(held + index * most) as u32, block.len() as u32, 0, 0];
+            self.device.upload(buffer, 0, &[&start, block].concat()).unwrap();
+            self.program.prompt.iter().try_for_each(|launch| self.run(launch).map(drop))?;
+        }
+        self.program.end.iter().try_for_each(|launch| self.run(launch).map(drop))
     }
 
     /// All launches of a token.
