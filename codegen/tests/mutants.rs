@@ -323,10 +323,10 @@ fn mistakes_in_prompts_of_opt_are_caught() {
     let mutants = [
         mutant(
             "a stage multiplied before all have copied",
-            "wait_group 1;\" ::: \"memory\");\n        __syncthreads();",
-            "wait_group 1;\" ::: \"memory\");",
+            "which is filled again.\n        __syncthreads();",
+            "which is filled again.",
         ),
-        mutant("a stage overwritten while it is multiplied", "count, acc);\n        __syncthreads();", "count, acc);"),
+        mutant("a stage filled again too early", "(turn + 3 - 1) % 3", "turn"),
         mutant("copies not waited for", "wait_group 1", "wait_group 2"),
         mutant(
             "high parts only",

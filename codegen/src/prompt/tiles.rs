@@ -1,7 +1,8 @@
 //! Products of a block of tokens with rows of weights, or with columns, tile by tile through shared memory.
 //!
 //! A block of threads has all tokens and 128 outputs, so weights are read once; eight warps hold 32 tokens by 64 outputs each. The depth
-//! is walked 32 at a time in two stages: while one is multiplied, the other is copied, 16 bytes at a time and past the registers.
+//! is walked 32 at a time in three stages (two of `f32`): while one is multiplied, the others are copied, 16 bytes at a time and past the
+//! registers, so that about 20 KB of weights are on their way to every multiprocessor.
 //! Rows in shared memory are 16 bytes longer than their content, so that the eight rows of a fragment lie in different banks. Tokens that
 //! the block does not have are neither copied nor multiplied.
 
@@ -33,12 +34,15 @@ template <int K, bool COLUMNS, class Row>
 DEVICE void copy_stage(part* stage, const part* x, u32 count, u32 k, u32 first, Row row_of) {
     const int SIZE = $W::SIZE, WIDTH = (K + SIZE - 1) / SIZE * SIZE, CHUNKS = $DEPTH / SIZE;
     const u32 tokens = (count + 15) / 16 * 16;
-    for (u32 i = threadIdx.x; i < tokens * CHUNKS * $PLANES; i += $THREADS) {
-        const u32 chunk = i % CHUNKS, row = i / CHUNKS, plane = row / tokens, t = row % tokens, at = k + chunk * SIZE;
+    for (u32 i = threadIdx.x; i < tokens * CHUNKS; i += $THREADS) {
+        const u32 chunk = i % CHUNKS, t = i / CHUNKS, at = k + chunk * SIZE;
         const bool there = t < count && at < K;
         const u32 bytes = there ? (K - at < SIZE ? (K - at) * sizeof(part) : 16) : 0;
-        copy_async(stage + (plane * $TOKENS + t) * $X_ROW + chunk * SIZE,
-                   x + (there ? (u64)(plane * $TOKENS + t) * WIDTH + at : 0), bytes);
+#pragma unroll
+        for (int p = 0; p < $PLANES; p++) {
+            copy_async(stage + (p * $TOKENS + t) * $X_ROW + chunk * SIZE,
+                       x + (there ? (u64)(p * $TOKENS + t) * WIDTH + at : 0), bytes);
+        }
     }
     part* weights = stage + $PLANES * $TOKENS * $X_ROW;
     if constexpr (COLUMNS) {
@@ -63,18 +67,22 @@ DEVICE void copy_stage(part* stage, const part* x, u32 count, u32 k, u32 first, 
 template <int K, bool COLUMNS, class Row>
 DEVICE void block_product(const part* x, u32 count, u32 step, u32 end, u32 first, Row row_of, float (&acc)[2][8][4]) {
     part* stages = (part*)shared_memory;
-    if (step < end) copy_stage<K, COLUMNS>(stages, x, count, step * $DEPTH, first, row_of);
-    asm volatile("cp.async.commit_group;" ::: "memory");
+#pragma unroll
+    for (u32 s = 0; s < $STAGES - 1; s++) {
+        if (step + s < end) copy_stage<K, COLUMNS>(stages + s * $STAGE, x, count, (step + s) * $DEPTH, first, row_of);
+        asm volatile("cp.async.commit_group;" ::: "memory");
+    }
 #pragma unroll 1
-    for (u32 turn = 0; step < end; step++, turn ^= 1) {
-        if (step + 1 < end) {
-            copy_stage<K, COLUMNS>(stages + (turn ^ 1) * $STAGE, x, count, (step + 1) * $DEPTH, first, row_of);
+    for (u32 turn = 0; step < end; step++, turn = (turn + 1) % $STAGES) {
+        asm volatile("cp.async.wait_group $WAITING;" ::: "memory");
+        // This stage is there for all, and all are through with the one before it, which is filled again.
+        __syncthreads();
+        if (step + $STAGES - 1 < end) {
+            part* free = stages + (turn + $STAGES - 1) % $STAGES * $STAGE;
+            copy_stage<K, COLUMNS>(free, x, count, (step + $STAGES - 1) * $DEPTH, first, row_of);
         }
         asm volatile("cp.async.commit_group;" ::: "memory");
-        asm volatile("cp.async.wait_group 1;" ::: "memory");
-        __syncthreads();
         multiply_stage<COLUMNS>(stages + turn * $STAGE, count, acc);
-        __syncthreads();
     }
 }
 
@@ -217,9 +225,17 @@ fn stage(spec: &KernelSpec) -> usize {
     super::planes(spec.dtype) * super::TOKENS * row(spec) + round_up(weights, 8)
 }
 
+/// Stages of which a block has room, within what a multiprocessor of every generation has.
+const fn stages(dtype: DType) -> usize {
+    match dtype {
+        DType::F32 => 2,
+        DType::F16 | DType::BF16 => 3,
+    }
+}
+
 /// Bytes of shared memory of a product.
 pub(super) fn shared(spec: &KernelSpec) -> usize {
-    2 * stage(spec) * spec.dtype.size()
+    stages(spec.dtype) * stage(spec) * spec.dtype.size()
 }
 
 /// The device functions for a spec.
@@ -244,6 +260,8 @@ pub(crate) fn functions(spec: &KernelSpec) -> String {
             ("X_ROW", &row(spec)),
             ("COLUMN_ROW", &column_row(spec)),
             ("STAGE", &stage(spec)),
+            ("STAGES", &stages(spec.dtype)),
+            ("WAITING", &(stages(spec.dtype) - 2)),
         ],
     )
 }
