@@ -250,6 +250,7 @@ impl Session {
         self.cache.reserve(self.cache.len() + tokens.len());
         let result = match &self.sparsity {
             Some(sparsity) if sparsity.has_sparse_prompts() => self.prefill_sparse(tokens, done),
+            Some(sparsity) if sparsity.decides_from_prompts() => self.prefill_dense(tokens, probe, done),
             _ if self.device.is_some() && !probe.watches() => self.prefill_on_device(tokens, done),
             _ => self.prefill_dense(tokens, probe, done),
         };

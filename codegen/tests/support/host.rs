@@ -208,7 +208,8 @@ impl Host {
         self.run(&self.program.token[index]).map_err(|error| format!("launch {index}, {error}"))
     }
 
-    fn run(&self, launch: &Launch) -> Result<Counters, String> {
+    /// Any launch of the program.
+    pub fn run(&self, launch: &Launch) -> Result<Counters, String> {
         let kernel = &self.program.kernels[launch.kernel];
         let args: Vec<LaunchArg> = launch
             .args
