@@ -7,6 +7,8 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 
+use safetensors::Dtype;
+
 use crate::gguf::ImportReport;
 use crate::header::{parse_safetensors_header, safetensors_metadata};
 use crate::{
@@ -54,6 +56,10 @@ pub fn checkpoint_metadata(dtype: DType) -> BTreeMap<String, String> {
 /// # Errors
 /// Those of the header, and [`Error::Int8Version`].
 pub(crate) fn int8_shapes(file: &[u8], config: &ModelConfig) -> Result<HashMap<String, Vec<usize>>> {
+    let tensors = parse_safetensors_header(file)?;
+    if tensors.iter().all(|tensor| tensor.dtype != Dtype::I8) {
+        return Ok(HashMap::new());
+    }
     let metadata = safetensors_metadata(file)?;
     let entry = |key: &str| metadata.get(key).cloned().unwrap_or_default();
     if entry("format") != FORMAT {
@@ -62,7 +68,7 @@ pub(crate) fn int8_shapes(file: &[u8], config: &ModelConfig) -> Result<HashMap<S
     if entry("version") != VERSION || entry("group") != INT8_GROUP.to_string() {
         return Err(Error::Int8Version { version: entry("version"), group: entry("group") });
     }
-    let found: HashSet<String> = parse_safetensors_header(file)?.into_iter().map(|tensor| tensor.name).collect();
+    let found: HashSet<String> = tensors.into_iter().map(|tensor| tensor.name).collect();
     let specs = ModelNames::of(config, |name| found.contains(name)).stored(config, DType::I8);
     let int8 = specs.into_iter().filter(|spec| spec.dtype == DType::I8);
     Ok(int8.map(|spec| (spec.name, spec.shape)).collect())
