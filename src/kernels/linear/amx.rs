@@ -6,9 +6,10 @@
 //! the same; four of the eight registers hold the sums of 32 weights and 32 tokens, two the weights, two the tokens.
 //!
 //! With [`Compute::Bf16`] `x` is rounded to `bf16` and one product is made. With [`Compute::F32`] nothing is rounded: the 24 bits
-//! of an `f32` are exactly three `bf16` ([`Part`]), and so are the 11 bits of an `f16` two of them. Products of parts are exact in
+//! of an `f32` are exactly three `bf16` ([`Part`]), and so are the 11 bits of an `f16` and the 15 of an `int8` with its scale two of
+//! them. Products of parts are exact in
 //! `f32` and are added to the same sums; those under 2^-23 of the whole are left out. That is three instructions for `bf16`
-//! weights, five for `f16` and six for `f32` in place of one, and still a multiple of the rate of the vector units. The
+//! weights, five for `f16` and `int8` and six for `f32` in place of one, and still a multiple of the rate of the vector units. The
 //! instruction treats subnormal numbers as zero: values below 2^-102 may lose their last parts.
 
 use std::arch::asm;
@@ -40,7 +41,7 @@ pub(super) fn gemm<M: Weights>(cpu: &Cpu, amx: Amx, compute: Compute, factors: F
     match (compute, M::DTYPE) {
         (Compute::Bf16, _) => multiply::<M, 1, 1>(cpu, amx, factors, out),
         (Compute::F32, DType::BF16) => multiply::<M, 1, 3>(cpu, amx, factors, out),
-        (Compute::F32, DType::F16) => multiply::<M, 2, 3>(cpu, amx, factors, out),
+        (Compute::F32, DType::F16 | DType::I8) => multiply::<M, 2, 3>(cpu, amx, factors, out),
         (Compute::F32, DType::F32) => multiply::<M, 3, 3>(cpu, amx, factors, out),
     }
 }

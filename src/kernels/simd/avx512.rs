@@ -102,6 +102,12 @@ macro_rules! simd_avx512 {
             }
 
             #[inline(always)]
+            unsafe fn load_i8(self, p: *const i8) -> __m512 {
+                // SAFETY: the caller promises 16 readable values.
+                unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p.cast()))) }
+            }
+
+            #[inline(always)]
             unsafe fn store(self, p: *mut f32, v: __m512) {
                 // SAFETY: the caller promises 16 writable values.
                 unsafe { _mm512_storeu_ps(p, v) }

@@ -17,7 +17,7 @@ mod portable;
 
 use half::{bf16, f16};
 
-pub(crate) use element::Element;
+pub(crate) use element::{Element, Plain};
 
 /// A proof token together with the vector operations it makes available.
 pub(crate) trait Simd: Copy + Send + Sync + 'static {
@@ -56,6 +56,12 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// # Safety
     /// As [`Simd::load`].
     unsafe fn load_bf16(self, p: *const bf16) -> Self::V;
+
+    /// Reads `LANES` whole numbers (exact).
+    ///
+    /// # Safety
+    /// As [`Simd::load`].
+    unsafe fn load_i8(self, p: *const i8) -> Self::V;
 
     /// Writes `LANES` values.
     ///
