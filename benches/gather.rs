@@ -1,7 +1,7 @@
 //! Time against kept fraction: the gather kernels over random lists, from more memory than any cache holds, beside the ideal
 //! (the same share of the time that everything takes) and beside the machine's bandwidth of the same run.
 //!
-//! `cargo bench --bench gather [-- --threads N] [-- --isa NAME] [-- --only TEXT]`
+//! `cargo bench --bench gather [-- --threads N] [-- --isa NAME] [-- --dtype TYPE] [-- --only TEXT]`
 
 #![allow(clippy::print_stdout, clippy::unwrap_used)]
 
@@ -24,13 +24,18 @@ fn values(n: usize) -> Vec<f32> {
     (0..n as u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 8) as f32 / (1 << 23) as f32 - 1.0).collect()
 }
 
-fn matrix(rows: usize, cols: usize) -> Matrix {
-    Matrix::new(TensorData::from_f32_as(&[rows, cols], DType::BF16, &values(rows * cols)).unwrap()).unwrap()
+/// Records of `rows` rows of `cols` weights, of the type that is asked for.
+fn matrix(count: usize, rows: usize, cols: usize) -> Matrix {
+    let dtype = argument("--dtype").map_or(DType::BF16, |name| name.parse().unwrap());
+    let values = values(count * rows * cols);
+    Matrix::of_records(TensorData::from_f32_as(&[count, rows, cols], dtype, &values).unwrap()).unwrap()
 }
 
 /// Enough copies that a pass over the kept tenth of all still comes from memory.
-fn copies(rows: usize, cols: usize) -> Vec<Matrix> {
-    (0..(800usize << 20).div_ceil(rows * cols * 2)).map(|_| matrix(rows, cols)).collect()
+fn copies(count: usize, rows: usize, cols: usize) -> Vec<Matrix> {
+    let first = matrix(count, rows, cols);
+    let more = (800usize << 20).div_ceil(first.bytes()) - 1;
+    (0..more).map(|_| matrix(count, rows, cols)).chain([first]).collect()
 }
 
 /// A list of `kept * n` random units for each of `lists`, ascending.
@@ -115,7 +120,7 @@ fn ffn(cpu: &Cpu, name: &str, [d, f, rows]: [usize; 3], activation: Activation) 
     if argument("--only").is_some_and(|text| !format!("ffn {name}").contains(&text)) {
         return;
     }
-    let layers = copies(f, rows * d);
+    let layers = copies(f, rows, d);
     let x = values(d);
     let thresholds = vec![half_skipped(cpu, &layers[0], &x, activation); f];
     for skip in [false, true] {
@@ -164,7 +169,7 @@ fn heads(cpu: &Cpu, name: &str, [d, h, d_h]: [usize; 3]) {
     if argument("--only").is_some_and(|text| !format!("heads {name}").contains(&text)) {
         return;
     }
-    let layers = copies(h, 2 * d_h * d);
+    let layers = copies(h, 2 * d_h, d);
     let x = values(d);
     let label = format!("heads {name} [{h}, 2 x {d_h}, {d}]");
     table(cpu, &label, [layers.len(), h], |lists| {
@@ -187,7 +192,7 @@ fn dense(cpu: &Cpu) {
         if argument("--only").is_some_and(|text| !label.contains(&text)) {
             continue;
         }
-        let matrices = copies(n, k);
+        let matrices = copies(n, 1, k);
         let (x, mut out) = (values(k), vec![0.0; n]);
         let bytes: u64 = matrices.iter().map(|w| linear_bytes(w, 0)).sum();
         let mut pass = || matrices.iter().for_each(|w| linear(cpu, w, None, black_box(&x), &mut out));

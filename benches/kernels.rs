@@ -29,6 +29,12 @@ fn values(n: usize) -> Vec<f32> {
     (0..n as u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 8) as f32 / (1 << 23) as f32 - 1.0).collect()
 }
 
+/// Records of `rows` rows of `cols` weights.
+fn records(count: usize, rows: usize, cols: usize, dtype: DType) -> Matrix {
+    let values = values(count * rows * cols);
+    Matrix::of_records(TensorData::from_f32_as(&[count, rows, cols], dtype, &values).unwrap()).unwrap()
+}
+
 /// One context per instruction set, on one thread.
 fn contexts(compute: Compute) -> Vec<Cpu> {
     let context = |isa| Cpu::new(&CpuOptions { isa: Some(isa), threads: Some(1), compute }).unwrap();
@@ -93,7 +99,7 @@ fn ffn_gathers(c: &mut Criterion) {
     let thresholds = vec![0.02; f];
     let mut group = c.benchmark_group("ffn_gather");
     for dtype in DType::ALL {
-        let [plain, three] = [2, 3].map(|rows| matrix(f, rows * d, dtype));
+        let [plain, three] = [2, 3].map(|rows| records(f, rows, d, dtype));
         for (name, records, activation, skip, gate_thresholds) in [
             ("plain", &plain, Activation::Relu, false, None),
             ("plain, ReLU skip", &plain, Activation::Relu, true, None),
@@ -129,7 +135,7 @@ fn head_gathers(c: &mut Criterion) {
     let contexts_of = values(SEQUENCES * list.len() * width);
     let mut group = c.benchmark_group("head_gather");
     for dtype in DType::ALL {
-        let records = matrix(heads, 2 * width * d, dtype);
+        let records = records(heads, 2 * width, d, dtype);
         for cpu in contexts(Compute::F32) {
             let name = |what: &str| format!("{}-{dtype}/{what}", cpu.isa());
             let mut q = vec![0.0; SEQUENCES * list.len() * width];

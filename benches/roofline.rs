@@ -42,7 +42,7 @@ fn matrix(rows: usize, cols: usize, dtype: DType) -> Matrix {
 
 /// Enough copies of a matrix that a pass over all comes from memory, not from a cache.
 fn copies(rows: usize, cols: usize, dtype: DType) -> Vec<Matrix> {
-    let bytes = rows * cols * dtype.size();
+    let bytes = rows * dtype.row_bytes(cols);
     (0..(400usize << 20).div_ceil(bytes)).map(|_| matrix(rows, cols, dtype)).collect()
 }
 
@@ -94,7 +94,7 @@ fn main() {
 }
 
 fn few_rows(cpu: &Cpu, machine: &Machine) {
-    for dtype in [DType::BF16, DType::F16, DType::F32] {
+    for dtype in [DType::BF16, DType::F16, DType::F32, DType::I8] {
         for (n, k) in [(8192, 2048), (2048, 8192), (2048, 2048), (50272, 2048), (576, 576), (1536, 576)] {
             let label = |t| format!("linear {dtype} [{n}, {k}], {t} rows from memory");
             let rows = [1, 2, 4, 8].into_iter().filter(|&t| wanted(&label(t))).collect::<Vec<_>>();
@@ -113,7 +113,7 @@ fn few_rows(cpu: &Cpu, machine: &Machine) {
 }
 
 fn many_rows(cpu: &Cpu, products: &str, machine: &Machine) {
-    for dtype in [DType::BF16, DType::F16, DType::F32] {
+    for dtype in [DType::BF16, DType::F16, DType::F32, DType::I8] {
         for (n, k) in [(8192, 2048), (2048, 8192), (576, 576)] {
             let w = matrix(n, k, dtype);
             for t in [8, 16, 32, 48, 64, 80, 128, 512] {

@@ -163,6 +163,16 @@ pub enum Error {
         /// All names.
         known: String,
     },
+    /// A model that is no GGUF file, to be converted to a type of full precision.
+    #[error(
+        "{model} is a model already, and models are converted to int8 only, not to {dtype}; other types are for GGUF files"
+    )]
+    ImportsToInt8 {
+        /// The model.
+        model: String,
+        /// The type that was asked for.
+        dtype: shadowllm_weights::DType,
+    },
     /// A file or stream could not be read or written.
     #[error("cannot {action} {}: {source}", path.display())]
     Io {

@@ -291,6 +291,36 @@ fn imports_gguf() {
     assert!(again.err.starts_with("error: "), "{}", again.err);
 }
 
+/// A model rounded to int8, from both kinds of source: every command takes it as any other.
+#[test]
+fn int8_models() {
+    let temp = tempfile::tempdir().unwrap();
+    let path = |name: &str| temp.path().join(name).display().to_string();
+    let gguf = format!("{ROOT}/tests/fixtures/gguf/tiny-llama.gguf");
+    for (source, dir, architecture) in [("embedded", path("opt"), "opt"), (gguf.as_str(), path("llama"), "llama")] {
+        let report = json(&["import", source, &dir, "--dtype", "int8", "--json"]);
+        assert_eq!((&report["architecture"], &report["dtype"]), (&architecture.into(), &"int8".into()));
+        let inspected = json(&["inspect", "--model", &dir, "--json"]);
+        let bytes = |dtype: &str| inspected["tensor_bytes"][dtype].as_u64().unwrap();
+        assert!(bytes("int8") > bytes("f32"), "{}", inspected["tensor_bytes"]);
+        assert_eq!(inspected["parameters"], report["parameters"]);
+        let generate = ["generate", "--model", &dir, "Once upon a time", "-n", "4", "--json"];
+        let dense = json(&generate);
+        assert_eq!(dense["tokens"].as_array().unwrap().len(), 4);
+        // Over packed records, of which a policy keeps some.
+        let sparse = json(&[&generate[..], &["--policy", "random", "--keep", "0.5"]].concat());
+        assert_eq!(sparse["tokens"].as_array().unwrap().len(), 4);
+        let whole = json(&[&generate[..], &["--policy", "dense"]].concat());
+        assert_eq!(whole["tokens"], dense["tokens"]);
+    }
+    let per_token = |model: &str| {
+        let report = json(&["inspect", "--model", model, "--json"]);
+        report["bytes_per_token"]["first"]["blocks"].as_f64().unwrap()
+    };
+    let ratio = per_token(&path("opt")) / per_token("embedded");
+    assert!(ratio < 0.56, "{ratio}");
+}
+
 #[test]
 fn every_mistake_has_its_message() {
     let temp = tempfile::tempdir().unwrap();
@@ -357,6 +387,10 @@ fn every_mistake_has_its_message() {
         &["logits", "--model", &opt, "--ids", "1,2", "--out", &path(base)],
         &["import", "no-such.gguf", &path(&base.join("new"))],
         &["import", "README.md", &path(&base.join("new"))],
+        &["import", "README.md", &path(&base.join("new")), "--dtype", "int8"],
+        &["import", "embedded", &path(&base.join("new"))],
+        &["import", "embedded", &path(&base.join("new")), "--dtype", "int4"],
+        &["emit-cuda", "--shape", "opt-125m", "--dtype", "int8", "--sm", "80", "--out", &path(&base.join("new"))],
         &["random-model", &path(&base.join("new")), "--shape", "gpt-5"],
         &["random-model", &path(&cut), "--shape", "opt-125m"],
     ];

@@ -34,15 +34,24 @@ static COUNTING: Counting = Counting;
 // One test only: a second one running beside it would be counted.
 #[test]
 fn a_warm_token_allocates_nothing() {
+    [DType::BF16, DType::I8].into_iter().for_each(allocates_nothing);
+}
+
+fn allocates_nothing(dtype: DType) {
     let (d, f, heads, kv_heads, head_dim, capacity) = (512, 2048, 8, 4, 64, 1024);
     let matrix = |rows: usize, cols: usize| {
         let values: Vec<f32> = (0..rows * cols).map(|i| (i % 13) as f32 * 0.01).collect();
-        Matrix::new(TensorData::from_f32_as(&[rows, cols], DType::BF16, &values).expect("sizes fit")).expect("a matrix")
+        Matrix::new(TensorData::from_f32_as(&[rows, cols], dtype, &values).expect("sizes fit")).expect("a matrix")
+    };
+    let records = |count: usize, rows: usize| {
+        let values: Vec<f32> = (0..count * rows * d).map(|i| (i % 13) as f32 * 0.01).collect();
+        let data = TensorData::from_f32_as(&[count, rows, d], dtype, &values).expect("sizes fit");
+        Matrix::of_records(data).expect("records")
     };
     let (q, up, down) = (matrix(d, d), matrix(f, d), matrix(d, f));
     let (k, v) = (vec![0.5; kv_heads * capacity * head_dim], vec![0.25; kv_heads * capacity * head_dim]);
     let table = RopeTable::new(&Rope { theta: 10_000.0, scaling: RopeScaling::None }, head_dim);
-    let (head_records, records) = (matrix(heads, 2 * head_dim * d), matrix(f, 3 * d));
+    let (head_records, records) = (records(heads, 2 * head_dim), records(f, 3));
     let (some_heads, neurons) = ([0, 1, 4, 7], (0..f as u32).step_by(3).collect::<Vec<_>>());
     let thresholds = vec![0.01; f];
     let ffn = FfnGather {
@@ -94,7 +103,7 @@ fn a_warm_token_allocates_nothing() {
                     }
                     last
                 });
-                assert_eq!(allocations, 0, "{rows} rows with {isa} and {threads} threads");
+                assert_eq!(allocations, 0, "{rows} rows of {dtype} with {isa} and {threads} threads");
             }
         }
     }

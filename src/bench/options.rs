@@ -25,7 +25,7 @@ pub(super) struct Options {
     #[arg(long, value_name = "SHAPE", value_delimiter = ',', default_value = "opt-1.3b")]
     pub(super) shape: Vec<ShapeName>,
 
-    /// Type of random weights: f32, f16 or bf16.
+    /// Type of random weights: f32, f16, bf16 or int8.
     #[arg(long, value_name = "TYPE", default_value_t = DType::BF16)]
     pub(super) dtype: DType,
 

@@ -117,10 +117,10 @@ impl Source {
     }
 
     fn sizes(&self) -> Sizes {
-        let layout = ModelNames::of(&self.config, |_| false).layout(&self.config);
+        let specs = ModelNames::of(&self.config, |_| false).stored(&self.config, self.dtype());
         let bytes = |in_layers: bool| {
-            let part = layout.iter().filter(|(name, _)| name.contains("layers.") == in_layers);
-            part.map(|(_, shape)| (shape.iter().product::<usize>() * self.dtype().size()) as u64).sum::<u64>()
+            let part = specs.iter().filter(|spec| spec.name.contains("layers.") == in_layers);
+            part.filter_map(|spec| Some(spec.byte_len()? as u64)).sum::<u64>()
         };
         Sizes { layer: bytes(true) / self.config.layers.max(1) as u64, rest: bytes(false) }
     }

@@ -21,7 +21,7 @@ pub(super) struct RandomModel {
     #[arg(long, value_name = "SHAPE")]
     shape: Shape,
 
-    /// Type of the weights: f32, f16 or bf16.
+    /// Type of the weights: f32, f16, bf16 or int8.
     #[arg(long, default_value_t = DType::BF16, value_name = "TYPE")]
     dtype: DType,
 

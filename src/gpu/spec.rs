@@ -15,11 +15,14 @@ fn unsupported(reason: impl Into<String>) -> crate::Error {
 }
 
 /// The same type in the emitter's words.
-pub(super) fn dtype(dtype: DType) -> codegen::DType {
+pub(super) fn dtype(dtype: DType) -> Result<codegen::DType> {
     match dtype {
-        DType::F32 => codegen::DType::F32,
-        DType::F16 => codegen::DType::F16,
-        DType::BF16 => codegen::DType::BF16,
+        DType::F32 => Ok(codegen::DType::F32),
+        DType::F16 => Ok(codegen::DType::F16),
+        DType::BF16 => Ok(codegen::DType::BF16),
+        DType::I8 => Err(unsupported(
+            "there are no kernels for int8 weights, only for those of the f16 or bf16 model that they were made from",
+        )),
     }
 }
 
@@ -75,7 +78,7 @@ pub(super) fn spec_of(c: &ModelConfig, weights: DType, context: usize, sm: Sm) -
             vocab: c.vocab,
             context,
         },
-        dtype: dtype(weights),
+        dtype: dtype(weights)?,
         // The CPU engine's, so that a cache may go from one to the other.
         cache: codegen::DType::F32,
         activation: match c.activation {
@@ -197,7 +200,7 @@ impl Form {
                 .flat_map(|(kind, _)| [predictor.hidden(station, Some(kind)), predictor.output(station, kind)]);
             for layer in layers.flatten().chain(trunk) {
                 let found =
-                    Form { format: format(layer), bias: layer.bias().is_some(), widths, trunk: trunk.is_some() };
+                    Form { format: format(layer)?, bias: layer.bias().is_some(), widths, trunk: trunk.is_some() };
                 if form.get_or_insert_with(|| found.clone()) != &found {
                     return Err(uneven());
                 }
@@ -207,9 +210,9 @@ impl Form {
     }
 }
 
-fn format(layer: &PredictorLayer) -> WeightFormat {
+fn format(layer: &PredictorLayer) -> Result<WeightFormat> {
     match layer.float() {
-        Some(matrix) => WeightFormat::Float(dtype(matrix.dtype())),
-        None => WeightFormat::Int8,
+        Some(matrix) => Ok(WeightFormat::Float(dtype(matrix.dtype())?)),
+        None => Ok(WeightFormat::Int8),
     }
 }

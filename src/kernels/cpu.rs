@@ -18,8 +18,8 @@ pub enum Compute {
     /// Activations and weights as they are, products in `f32`.
     #[default]
     F32,
-    /// Activations that are multiplied with `bf16` weights are rounded to `bf16` first (nearest even), sums in `f32`; other
-    /// weights as with [`Compute::F32`]. Uses the processor's `bf16` instructions where they exist and rounds the same way
+    /// Activations that are multiplied with `bf16` or `int8` weights are rounded to `bf16` first (nearest even), and so are `int8`
+    /// weights; sums in `f32`; other weights as with [`Compute::F32`]. Uses the processor's `bf16` instructions where they exist and rounds the same way
     /// where they do not.
     Bf16,
 }

@@ -2,7 +2,6 @@
 
 use super::cpu::Cpu;
 use super::isa::Kernel;
-use super::linear::widen;
 use super::simd::{Element, Simd};
 use crate::tensor::{Matrix, MatrixView};
 
@@ -20,14 +19,16 @@ pub fn embed_row(cpu: &Cpu, table: &Matrix, row: usize, out: &mut [f32]) {
 
         #[inline(always)]
         fn run<S: Simd>(self, s: S) {
-            widen(s, self.row, self.out);
+            W::widen_row(s, self.row, self.out.len(), 0, self.out);
         }
     }
     assert!(row < table.rows(), "row {row} of a table of {} rows", table.rows());
+    assert_eq!(out.len(), table.cols(), "a row of {} values is to be copied", table.cols());
     match table.elements() {
         MatrixView::F32(w) => cpu.run(Widen { row: table.rows_of(w).row(row), out }),
         MatrixView::F16(w) => cpu.run(Widen { row: table.rows_of(w).row(row), out }),
         MatrixView::BF16(w) => cpu.run(Widen { row: table.rows_of(w).row(row), out }),
+        MatrixView::I8(w) => cpu.run(Widen { row: table.rows_of(w).row(row), out }),
     }
 }
 
@@ -35,7 +36,7 @@ pub fn embed_row(cpu: &Cpu, table: &Matrix, row: usize, out: &mut [f32]) {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::kernels::testing::{cpu, matrix, on_every_isa};
+    use crate::kernels::testing::{cpu, matrix, on_every_isa, widened};
     use crate::kernels::{Compute, IsaName};
     use half::{bf16, f16};
     use shadowllm_weights::{DType, TensorData};
@@ -48,12 +49,7 @@ mod tests {
                 for row in 0..5 {
                     let mut out = vec![f32::NAN; width];
                     embed_row(&cpu, &table, row, &mut out);
-                    let expected: Vec<f32> = match table.view() {
-                        MatrixView::F32(w) => w[row * width..][..width].to_vec(),
-                        MatrixView::F16(w) => w[row * width..][..width].iter().map(|v| v.to_f32()).collect(),
-                        MatrixView::BF16(w) => w[row * width..][..width].iter().map(|v| v.to_f32()).collect(),
-                    };
-                    assert_eq!(out, expected);
+                    assert_eq!(out, widened(&table)[row * width..][..width]);
                 }
             }
         }

@@ -27,7 +27,7 @@
 //! # How to add one
 //! * An operation: a file here with a struct that implements `Kernel`, a public function that checks shapes and splits the
 //!   work, an oracle in `f64`, and tests stamped on every instruction set by `on_every_isa!`.
-//! * A weight format: an `Element`, and a load in each instruction set's file.
+//! * A weight format: an `Element`, which says where scales are if it has any, and a load in each instruction set's file.
 //! * A way to multiply many rows (wider products, integers): a `Product` in `linear`.
 //! * An instruction set: a token in `isa`, a file in `simd`.
 //!

@@ -3,10 +3,10 @@
 use std::ops::Range;
 
 use proptest::test_runner::{TestCaseError, TestCaseResult};
-use shadowllm_weights::{DType, TensorData};
+use shadowllm_weights::{DType, TensorData, int8_values};
 
 use super::{Compute, Cpu, CpuOptions, IsaName};
-use crate::tensor::Matrix;
+use crate::tensor::{Matrix, MatrixView};
 
 /// A context, or `None` (with a line saying so) where this processor lacks the instructions.
 pub(crate) fn cpu(isa: IsaName, threads: usize, compute: Compute) -> Option<Cpu> {
@@ -55,6 +55,29 @@ pub(crate) fn values(seed: u64, n: usize) -> Vec<f32> {
 pub(crate) fn matrix(seed: u64, rows: usize, cols: usize, dtype: DType) -> Matrix {
     let data = TensorData::from_f32_as(&[rows, cols], dtype, &values(seed, rows * cols)).unwrap();
     Matrix::new(data).unwrap()
+}
+
+/// Random records of `height` rows of `cols` values.
+pub(crate) fn records(seed: u64, count: usize, height: usize, cols: usize, dtype: DType) -> Matrix {
+    let data = TensorData::from_f32_as(&[count, height, cols], dtype, &values(seed, count * height * cols)).unwrap();
+    Matrix::of_records(data).unwrap()
+}
+
+/// All weights of a matrix whose rows lie together, as they are defined.
+pub(crate) fn widened(w: &Matrix) -> Vec<f32> {
+    match w.view() {
+        MatrixView::F32(w) => w.to_vec(),
+        MatrixView::F16(w) => w.iter().map(|v| v.to_f32()).collect(),
+        MatrixView::BF16(w) => w.iter().map(|v| v.to_f32()).collect(),
+        MatrixView::I8(rows) => {
+            let mut out = vec![0.0; w.rows() * w.cols()];
+            let rows = rows.chunks_exact(DType::I8.row_bytes(w.line()).max(1));
+            for (row, out) in rows.zip(out.chunks_exact_mut(w.line().max(1))) {
+                int8_values(bytemuck::cast_slice(row), out);
+            }
+            out
+        }
+    }
 }
 
 /// A random matrix that consists of lines `lines` of `count` records of `height` lines, and the same matrix on its own.

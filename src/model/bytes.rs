@@ -45,7 +45,7 @@ impl PackedLayer {
     /// decides. A neuron that is skipped by its first product is read in part, and after `kv_flush` positions the key and
     /// value rows of every head are read.
     pub fn unit_bytes(&self, kept: KeptUnits<'_>) -> UnitBytes {
-        let record = |m: &crate::tensor::Matrix| (m.bytes() / m.rows().max(1)) as u64;
+        let record = |m: &crate::tensor::Matrix| m.row_bytes() as u64;
         let group = (self.heads.rows() / self.kv_heads.rows().max(1)).max(1) as u32;
         // The list ascends, so the heads of one key/value head stand together.
         let used = kept.heads.chunk_by(|a, b| a / group == b / group).count() as u64;
@@ -68,7 +68,7 @@ impl Model {
             let attention = a.q.bytes() + a.k.bytes() + a.v.bytes() + a.out.bytes();
             attention + ffn + layer.attention_norm.bytes() + layer.ffn_norm.bytes()
         });
-        let row = |m: &crate::tensor::Matrix| (m.bytes() / m.rows().max(1)) as u64;
+        let row = |m: &crate::tensor::Matrix| m.row_bytes() as u64;
         let linear = |l: &Option<super::Linear>| l.as_ref().map_or(0, super::Linear::bytes);
         let learned = matches!(self.config.positions, Positions::Learned { .. });
         let seen: u64 =

@@ -1,8 +1,8 @@
 //! From a checkpoint's tensors to layers, every shape checked.
 
 use shadowllm_weights::{
-    Checkpoint, FfnNames, LayerNames, ModelConfig, ModelNames, NormKind, PackedCheckpoint, PackedLayer, Positions,
-    TensorData,
+    Checkpoint, DType, FfnNames, LayerNames, ModelConfig, ModelNames, NormKind, PackedCheckpoint, PackedLayer,
+    Positions, TensorData,
 };
 
 use super::{Attention, Ffn, Layer, Linear, Model, Norm, Weight};
@@ -79,7 +79,7 @@ impl Reader<'_> {
             Ok(Linear {
                 weight: match packed {
                     Some(layer) => self.part(layer, part)?,
-                    None => Weight::ByOutput(self.matrix(name, outputs, inputs)?),
+                    None => self.weight(part, name, outputs, inputs)?,
                 },
                 bias: if bias { Some(self.vector(&format!("{name}.bias"), outputs)?) } else { None },
             })
@@ -121,6 +121,16 @@ impl Reader<'_> {
             Part::NeuronRow(at) => Weight::ByOutput(lines(layer.neurons, at, 1)?),
             Part::NeuronColumn(at) => Weight::ByInput(lines(layer.neurons, at, 1)?),
         })
+    }
+
+    /// A matrix of its own. In a checkpoint of int8 weights those by which the blocks end are stored by input.
+    fn weight(&self, part: Part, name: &str, outputs: usize, inputs: usize) -> Result<Weight, Error> {
+        let ends_a_block = matches!(part, Part::HeadColumns | Part::NeuronColumn(_));
+        let int8 = self.checkpoint.tensor(&format!("{name}.weight"))?.dtype() == DType::I8;
+        match ends_a_block && int8 {
+            true => Ok(Weight::ByInput(self.matrix(name, inputs, outputs)?)),
+            false => Ok(Weight::ByOutput(self.matrix(name, outputs, inputs)?)),
+        }
     }
 
     /// The matrix `{name}.weight`, `[rows, cols]`.

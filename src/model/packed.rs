@@ -29,10 +29,7 @@ impl PackedModel {
     /// # Errors
     /// None for a checkpoint that was opened, whose shapes were checked.
     pub fn load(packed: &PackedCheckpoint) -> Result<PackedModel> {
-        let records = |tensor: &TensorData| -> Result<Matrix> {
-            let (units, width) = (tensor.shape()[0], tensor.shape()[1..].iter().product());
-            Ok(Matrix::new(tensor.reshaped(&[units, width])?)?)
-        };
+        let records = |tensor: &TensorData| -> Result<Matrix> { Ok(Matrix::of_records(tensor.clone())?) };
         let layers = (0..packed.config().layers).map(|i| {
             let layer = packed.layer(i);
             Ok(PackedLayer {

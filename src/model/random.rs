@@ -12,7 +12,7 @@ use half::{bf16, f16};
 use serde_json::{Value, json};
 use shadowllm_weights::{
     Checkpoint, DType, ModelConfig, ModelNames, Progress, SafetensorsWriter, StagedDirectory, Storage, TensorData,
-    TensorSpec,
+    TensorSpec, checkpoint_metadata, int8_row,
 };
 
 use crate::{Error, Result};
@@ -130,11 +130,7 @@ impl Shape {
     /// `config.json` of a model of this shape.
     pub fn config_json(self, dtype: DType) -> Value {
         let k = self.0;
-        let torch_dtype = match dtype {
-            DType::F32 => "float32",
-            DType::F16 => "float16",
-            DType::BF16 => "bfloat16",
-        };
+        let torch_dtype = dtype.torch_name();
         match k.family {
             Family::Opt => json!({
                 "architectures": ["OPTForCausalLM"],
@@ -212,7 +208,7 @@ pub fn random_checkpoint_sharing(
     let copies = copies.max(1);
     let specs = specs(&config, dtype);
     let own = |spec: &&TensorSpec| layer_of(&spec.name).is_none_or(|layer| layer < copies);
-    let total: u64 = specs.iter().filter(own).map(|spec| (count(spec) * dtype.size()) as u64).sum();
+    let total: u64 = specs.iter().filter(own).filter_map(|spec| Some(spec.byte_len()? as u64)).sum();
     progress.start("random weights", Some(total));
     let mut state = seed;
     let mut made: BTreeMap<String, TensorData> = BTreeMap::new();
@@ -247,12 +243,12 @@ fn layer_of(name: &str) -> Option<usize> {
 
 fn random_tensor(spec: &TensorSpec, state: &mut u64, progress: &dyn Progress) -> Result<TensorData> {
     let weights = Distribution::of(spec);
-    let len = count(spec) * spec.dtype.size();
+    let len = bytes_of(spec)?;
     // Words, so that values of every type are aligned.
     let mut words = vec![0u64; len.div_ceil(size_of::<u64>())];
     let bytes = &mut bytemuck::cast_slice_mut::<u64, u8>(&mut words)[..len];
-    for block in bytes.chunks_mut(BLOCK * spec.dtype.size()) {
-        weights.fill(state, spec.dtype, block);
+    for block in bytes.chunks_mut(weights.row.block()) {
+        weights.fill(state, block);
         progress.advance(block.len() as u64);
         if !progress.go_on() {
             return Err(Error::Interrupted);
@@ -265,13 +261,25 @@ fn count(spec: &TensorSpec) -> usize {
     spec.shape.iter().product()
 }
 
+fn bytes_of(spec: &TensorSpec) -> Result<usize> {
+    let too_large = shadowllm_weights::Error::TensorSize {
+        shape: spec.shape.clone(),
+        dtype: spec.dtype,
+        expected: usize::MAX,
+        found: 0,
+    };
+    Ok(spec.byte_len().ok_or(too_large)?)
+}
+
 fn specs(config: &ModelConfig, dtype: DType) -> Vec<TensorSpec> {
-    let layout = ModelNames::of(config, |_| false).layout(config);
-    layout.into_iter().map(|(name, shape)| TensorSpec { name, dtype, shape }).collect()
+    ModelNames::of(config, |_| false).stored(config, dtype)
 }
 
 /// Values made and written at a time.
 const BLOCK: usize = 16 << 20;
+
+/// Ends of the names of [`ModelNames::outputs`].
+const ENDS: [&str; 4] = [".out_proj.weight", ".o_proj.weight", ".fc2.weight", ".down_proj.weight"];
 
 /// Values that are not worth a thread.
 const SMALL: usize = 1 << 16;
@@ -288,24 +296,24 @@ pub fn write_random(dir: &Path, shape: Shape, dtype: DType, seed: u64, progress:
     let total: u64 = specs.iter().map(|s| count(s) as u64).sum();
     let staged = StagedDirectory::create(dir)?;
     staged.write("config.json", &config)?;
-    let mut file = SafetensorsWriter::create(&staged.path().join("model.safetensors"), &specs, &BTreeMap::new())
-        .map_err(|e| staged.finally(e))?;
-    progress.start("random weights", Some(total * dtype.size() as u64));
+    let mut file =
+        SafetensorsWriter::create(&staged.path().join("model.safetensors"), &specs, &checkpoint_metadata(dtype))
+            .map_err(|e| staged.finally(e))?;
+    progress.start("random weights", Some(specs.iter().filter_map(|s| Some(s.byte_len()? as u64)).sum()));
     let mut state = seed;
     for spec in &specs {
         let weights = Distribution::of(spec);
-        let mut left = count(spec);
-        let mut bytes = vec![0; BLOCK.min(left) * dtype.size()];
+        let mut left = bytes_of(spec)?;
+        let mut bytes = vec![0; weights.row.block().min(left)];
         while left > 0 {
-            let now = left.min(BLOCK);
-            bytes.truncate(now * dtype.size());
-            weights.fill(&mut state, dtype, &mut bytes);
+            bytes.truncate(left);
+            weights.fill(&mut state, &mut bytes);
             file.append(&spec.name, &bytes).map_err(|e| staged.finally(e))?;
             progress.advance(bytes.len() as u64);
             if !progress.go_on() {
                 return Err(Error::Interrupted);
             }
-            left -= now;
+            left -= bytes.len();
         }
     }
     progress.finish();
@@ -314,22 +322,47 @@ pub fn write_random(dir: &Path, shape: Shape, dtype: DType, seed: u64, progress:
     Ok(total)
 }
 
+/// How many values are made together, and their bytes: one value, or one of the rows that are rounded as a whole.
+#[derive(Clone, Copy)]
+struct Row {
+    dtype: DType,
+    values: usize,
+    bytes: usize,
+}
+
+impl Row {
+    fn of(dtype: DType, cols: usize) -> Self {
+        let values = if dtype == DType::I8 { cols.max(1) } else { 1 };
+        Row { dtype, values, bytes: dtype.row_bytes(values) }
+    }
+
+    /// Bytes of a block: at most [`BLOCK`] values, or one row.
+    fn block(self) -> usize {
+        (BLOCK / self.values).max(1) * self.bytes
+    }
+}
+
 /// Uniform values around a centre.
 struct Distribution {
     centre: f32,
     half_width: f32,
+    row: Row,
 }
 
 impl Distribution {
     /// As at initialisation: matrices of variance `1/fan_in`, norm weights near 1, biases near 0.
     fn of(spec: &TensorSpec) -> Self {
         let vector = spec.shape.len() == 1;
+        let row = Row::of(spec.dtype, spec.shape.last().copied().unwrap_or(1));
+        // Where outputs are the columns, as in int8 checkpoints, every input has a row.
+        let by_input = spec.dtype == DType::I8 && ENDS.iter().any(|end| spec.name.ends_with(end));
         match (vector, spec.name.contains("norm") && spec.name.ends_with("weight")) {
-            (true, true) => Distribution { centre: 1.0, half_width: 0.1 },
-            (true, false) => Distribution { centre: 0.0, half_width: 0.02 },
+            (true, true) => Distribution { centre: 1.0, half_width: 0.1, row },
+            (true, false) => Distribution { centre: 0.0, half_width: 0.02, row },
             (false, _) => {
-                let fan_in = spec.shape.last().copied().unwrap_or(1).max(1) as f32;
-                Distribution { centre: 0.0, half_width: (3.0 / fan_in).sqrt() }
+                let inputs = if by_input { spec.shape.first() } else { spec.shape.last() };
+                let fan_in = inputs.copied().unwrap_or(1).max(1) as f32;
+                Distribution { centre: 0.0, half_width: (3.0 / fan_in).sqrt(), row }
             }
         }
     }
@@ -340,33 +373,40 @@ impl Distribution {
         self.centre + self.half_width * (2.0 * unit - 1.0)
     }
 
-    /// Draws values of `dtype` until `out` is full, on all processors: the same values as one after the other.
-    fn fill(&self, state: &mut u64, dtype: DType, out: &mut [u8]) {
-        let (size, start) = (dtype.size(), *state);
-        let values = out.len() / size;
-        *state = start.wrapping_add(STEP.wrapping_mul(values as u64));
+    /// Draws values, whole rows, until `out` is full, on all processors: the same values as one after the other.
+    fn fill(&self, state: &mut u64, out: &mut [u8]) {
+        let (Row { dtype, values, bytes }, start) = (self.row, *state);
+        let rows = out.len() / bytes;
+        *state = start.wrapping_add(STEP.wrapping_mul((rows * values) as u64));
         let part = |first: usize, out: &mut [u8]| {
-            let mut state = start.wrapping_add(STEP.wrapping_mul(first as u64));
-            out.chunks_exact_mut(size).for_each(|value| put(self.draw(&mut state), dtype, value));
+            let mut state = start.wrapping_add(STEP.wrapping_mul((first * values) as u64));
+            let mut drawn = vec![0.0; values];
+            for row in out.chunks_exact_mut(bytes) {
+                drawn.iter_mut().for_each(|value| *value = self.draw(&mut state));
+                put(&drawn, dtype, row);
+            }
         };
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        let each = values.div_ceil(threads).max(SMALL);
-        if each >= values {
+        let each = rows.div_ceil(threads).max(SMALL.div_ceil(values));
+        if each >= rows {
             return part(0, out);
         }
         std::thread::scope(|scope| {
-            for (index, out) in out.chunks_mut(each * size).enumerate() {
+            for (index, out) in out.chunks_mut(each * bytes).enumerate() {
                 scope.spawn(move || part(index * each, out));
             }
         });
     }
 }
 
-fn put(value: f32, dtype: DType, out: &mut [u8]) {
+/// Writes a row: of all types but int8 a single value.
+fn put(row: &[f32], dtype: DType, out: &mut [u8]) {
+    let value = row[0];
     match dtype {
         DType::F32 => out.copy_from_slice(&value.to_le_bytes()),
         DType::F16 => out.copy_from_slice(&f16::from_f32(value).to_le_bytes()),
         DType::BF16 => out.copy_from_slice(&bf16::from_f32(value).to_le_bytes()),
+        DType::I8 => int8_row(row, out),
     }
 }
 
@@ -389,12 +429,24 @@ mod tests {
 
     #[test]
     fn threads_change_nothing() {
-        let weights = Distribution { centre: 1.0, half_width: 0.5 };
+        let weights = Distribution { centre: 1.0, half_width: 0.5, row: Row::of(DType::F32, 5) };
         let (mut state, mut one_by_one) = (7, 7);
         let mut bytes = vec![0; 4 * (3 * SMALL + 5)];
-        weights.fill(&mut state, DType::F32, &mut bytes);
+        weights.fill(&mut state, &mut bytes);
         for value in bytes.chunks_exact(4) {
             assert_eq!(value, weights.draw(&mut one_by_one).to_le_bytes());
+        }
+        assert_eq!(state, one_by_one);
+        // Rows that are rounded as a whole.
+        let rows = Distribution { row: Row::of(DType::I8, 300), ..weights };
+        let (mut state, mut one_by_one) = (7, 7);
+        let mut bytes = vec![0; DType::I8.row_bytes(300) * (SMALL / 100)];
+        rows.fill(&mut state, &mut bytes);
+        for row in bytes.chunks_exact(DType::I8.row_bytes(300)) {
+            let mut expected = vec![0; row.len()];
+            let values: Vec<f32> = (0..300).map(|_| rows.draw(&mut one_by_one)).collect();
+            int8_row(&values, &mut expected);
+            assert_eq!(row, expected);
         }
         assert_eq!(state, one_by_one);
     }

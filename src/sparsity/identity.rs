@@ -8,7 +8,7 @@ use std::fmt;
 use shadowllm_weights::ModelConfig;
 
 use crate::model::{Ffn, Model, Weight};
-use crate::tensor::{Matrix, MatrixView};
+use crate::tensor::Matrix;
 
 /// A fingerprint of a model: its configuration, and a sample of its weights in the number format of its file.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
@@ -44,11 +44,7 @@ impl ModelIdentity {
         }
         for row in rows {
             hash.add(row.dtype().name().as_bytes());
-            hash.add(match row.view() {
-                MatrixView::F32(values) => bytemuck::cast_slice(values),
-                MatrixView::F16(values) => bytemuck::cast_slice(values),
-                MatrixView::BF16(values) => bytemuck::cast_slice(values),
-            });
+            hash.add(row.view_bytes());
         }
         ModelIdentity(format!("{:032x}", hash.0))
     }

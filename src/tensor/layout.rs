@@ -96,21 +96,21 @@ pub(crate) struct RowsOf<'a, T> {
     /// All elements of the memory that the rows lie in.
     pub(crate) elements: &'a [T],
     pub(crate) layout: RowLayout,
-    /// Elements of a row.
-    pub(crate) cols: usize,
+    /// Elements of a row; with scales more than it has values.
+    pub(crate) span: usize,
 }
 
 impl<'a, T> RowsOf<'a, T> {
-    /// Rows of `cols` elements, one directly behind the other.
+    /// Rows of `span` elements, one directly behind the other.
     #[inline(always)]
-    pub(crate) fn contiguous(elements: &'a [T], cols: usize) -> Self {
-        RowsOf { elements, layout: RowLayout::contiguous(cols), cols }
+    pub(crate) fn contiguous(elements: &'a [T], span: usize) -> Self {
+        RowsOf { elements, layout: RowLayout::contiguous(span), span }
     }
 
     /// Row `row`.
     #[inline(always)]
     pub(crate) fn row(&self, row: usize) -> &'a [T] {
-        &self.elements[self.layout.start(row)..][..self.cols]
+        &self.elements[self.layout.start(row)..][..self.span]
     }
 }
 

@@ -35,6 +35,11 @@ pub enum TensorError {
     },
 }
 
+/// A byte of a row of int8 weights: a value, or a part of a scale ([`shadowllm_weights::int8_row`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(transparent)]
+pub struct Int8(pub u8);
+
 /// A weight matrix `[rows, cols]`, row-major. Cloning shares the bytes.
 ///
 /// Its rows lie one behind the other, or in records between the rows of other matrices ([`RowLayout`]). Each row is contiguous.
@@ -43,6 +48,8 @@ pub struct Matrix {
     data: TensorData,
     rows: usize,
     cols: usize,
+    /// Values of a line: what is stored with scales of its own. A row, or one of the rows of which a record consists.
+    line: usize,
     layout: RowLayout,
 }
 
@@ -55,6 +62,13 @@ pub enum MatrixView<'a> {
     F16(&'a [f16]),
     /// `bf16`.
     BF16(&'a [bf16]),
+    /// Rows of `int8` with their scales.
+    I8(&'a [Int8]),
+}
+
+/// Elements of a line of `cols` values.
+fn span(dtype: DType, cols: usize) -> usize {
+    dtype.row_bytes(cols) / dtype.size()
 }
 
 impl Matrix {
@@ -64,9 +78,24 @@ impl Matrix {
     /// [`TensorError::NotAMatrix`] for any other number of dimensions.
     pub fn new(data: TensorData) -> Result<Self, TensorError> {
         match *data.shape() {
-            [rows, cols] => Ok(Matrix { data, rows, cols, layout: RowLayout::contiguous(cols) }),
+            [rows, cols] => {
+                let layout = RowLayout::contiguous(span(data.dtype(), cols));
+                Ok(Matrix { data, rows, cols, line: cols, layout })
+            }
             _ => Err(TensorError::NotAMatrix { shape: data.shape().to_vec() }),
         }
+    }
+
+    /// Records `[count, rows of a record, cols]` as a matrix with a row for each, `[count, rows of a record * cols]`.
+    ///
+    /// # Errors
+    /// [`TensorError::NotRecords`] for another number of dimensions.
+    pub fn of_records(records: TensorData) -> Result<Self, TensorError> {
+        let &[rows, height, line] = records.shape() else {
+            return Err(TensorError::NotRecords { shape: records.shape().to_vec() });
+        };
+        let layout = RowLayout::contiguous(height * span(records.dtype(), line));
+        Ok(Matrix { data: records, rows, cols: height * line, line, layout })
     }
 
     /// The matrix that consists of rows `range` of every record of `records`, `[count, rows of a record, cols]`.
@@ -79,11 +108,12 @@ impl Matrix {
             return Err(TensorError::NotRecords { shape: records.shape().to_vec() });
         };
         check_range(&range, height)?;
+        let span = span(records.dtype(), cols);
         let layout = match range.len() {
-            0 => RowLayout::contiguous(cols),
-            group => RowLayout::in_records(cols, range.start * cols, group, height * cols),
+            0 => RowLayout::contiguous(span),
+            group => RowLayout::in_records(span, range.start * span, group, height * span),
         };
-        Ok(Matrix { data: records, rows: count * range.len(), cols, layout })
+        Ok(Matrix { data: records, rows: count * range.len(), cols, line: cols, layout })
     }
 
     /// Number of rows.
@@ -101,9 +131,24 @@ impl Matrix {
         self.data.dtype()
     }
 
+    /// Values of a line, which is a row or a part of one; scales never belong to two.
+    pub fn line(&self) -> usize {
+        self.line
+    }
+
     /// Size in bytes, without what lies between the rows.
     pub fn bytes(&self) -> usize {
-        self.rows * self.cols * self.dtype().size()
+        self.rows * self.row_bytes()
+    }
+
+    /// Size of a row in bytes, with its scales.
+    pub fn row_bytes(&self) -> usize {
+        self.span() * self.dtype().size()
+    }
+
+    /// Elements of a row; with scales more than it has values.
+    pub(crate) fn span(&self) -> usize {
+        self.cols.checked_div(self.line).unwrap_or(0) * span(self.dtype(), self.line)
     }
 
     /// Where the rows are in [`Matrix::elements`].
@@ -113,7 +158,7 @@ impl Matrix {
 
     /// The rows, given [`Matrix::elements`] in their type.
     pub(crate) fn rows_of<'a, T>(&self, elements: &'a [T]) -> RowsOf<'a, T> {
-        RowsOf { elements, layout: self.layout, cols: self.cols }
+        RowsOf { elements, layout: self.layout, span: self.span() }
     }
 
     /// All elements of the memory that the rows lie in.
@@ -123,24 +168,26 @@ impl Matrix {
             DType::F32 => MatrixView::F32(bytemuck::cast_slice(bytes)),
             DType::F16 => MatrixView::F16(bytemuck::cast_slice(bytes)),
             DType::BF16 => MatrixView::BF16(bytemuck::cast_slice(bytes)),
+            DType::I8 => MatrixView::I8(bytemuck::cast_slice(bytes)),
         }
     }
 
-    /// The elements `[rows, cols]`.
+    /// The elements `[rows, cols]`, of int8 with their scales.
     ///
     /// # Panics
     /// If the rows do not lie one directly behind the other.
     pub fn view(&self) -> MatrixView<'_> {
-        let one_run = self.layout.stride() == self.cols && self.layout.run_end(0) >= self.rows;
+        let one_run = self.layout.stride() == self.span() && self.layout.run_end(0) >= self.rows;
         assert!(self.rows <= 1 || one_run, "the rows of this matrix lie apart, in records");
         let range = match self.rows {
             0 => 0..0,
-            rows => self.layout.start(0)..self.layout.start(0) + rows * self.cols,
+            rows => self.layout.start(0)..self.layout.start(0) + rows * self.span(),
         };
         match self.elements() {
             MatrixView::F32(values) => MatrixView::F32(&values[range]),
             MatrixView::F16(values) => MatrixView::F16(&values[range]),
             MatrixView::BF16(values) => MatrixView::BF16(&values[range]),
+            MatrixView::I8(values) => MatrixView::I8(&values[range]),
         }
     }
 
@@ -150,6 +197,7 @@ impl Matrix {
             MatrixView::F32(values) => bytemuck::cast_slice(values),
             MatrixView::F16(values) => bytemuck::cast_slice(values),
             MatrixView::BF16(values) => bytemuck::cast_slice(values),
+            MatrixView::I8(values) => bytemuck::cast_slice(values),
         }
     }
 
@@ -215,6 +263,23 @@ mod tests {
         assert_eq!(v, values);
         let none = Matrix::in_records(records, 2..2).unwrap();
         assert_eq!((none.rows(), none.bytes()), (0, 0));
+    }
+
+    #[test]
+    fn rows_with_scales() {
+        let values: Vec<f32> = (0..4 * 70).map(|i| (i / 70) as f32).collect();
+        let records = TensorData::from_f32_as(&[2, 2, 70], DType::I8, &values).unwrap();
+        let line = DType::I8.row_bytes(70);
+        let second = Matrix::in_records(records.clone(), 1..2).unwrap();
+        assert_eq!((second.rows(), second.cols(), second.bytes()), (2, 70, 2 * line));
+        let starts = [0, 1].map(|row| second.layout().start(row));
+        assert_eq!(starts, [line, 3 * line]);
+        let whole = Matrix::of_records(records).unwrap();
+        assert_eq!((whole.rows(), whole.cols(), whole.line(), whole.bytes()), (2, 140, 70, 4 * line));
+        assert_eq!(whole.rows_range(1..2).unwrap().view_bytes().len(), 2 * line);
+        assert_eq!(whole.view_bytes()[..line].len(), whole.row_bytes() / 2);
+        let error = Matrix::of_records(TensorData::from_f32(&[1], &[0.0]).unwrap()).unwrap_err();
+        assert_eq!(error.to_string(), "expected records (3 dimensions), but the tensor has shape [1]");
     }
 
     #[test]

@@ -2,8 +2,8 @@
 //!
 //! Activations are plain `f32` slices whose shapes stand in each function's documentation; they need no type, only memory
 //! that begins at a cache line ([`Buffer`]). Weights do:
-//! they stay in the format of their file (`f32`, `f16` or `bf16`), usually inside a memory-mapped checkpoint, and every
-//! kernel must know which of the three it streams. [`Matrix`] is that knowledge and nothing more: two sizes, a format, shared
+//! they stay in the format of their file (`f32`, `f16`, `bf16` or `int8`), usually inside a memory-mapped checkpoint, and every
+//! kernel must know which of them it streams. [`Matrix`] is that knowledge and nothing more: two sizes, a format, shared
 //! bytes, and where in them the rows are ([`RowLayout`]): one behind the other, or in the records of a packed checkpoint.
 
 mod buffer;
@@ -13,4 +13,4 @@ mod matrix;
 pub use buffer::Buffer;
 pub use layout::RowLayout;
 pub(crate) use layout::RowsOf;
-pub use matrix::{Matrix, MatrixView, TensorError};
+pub use matrix::{Int8, Matrix, MatrixView, TensorError};

@@ -3,6 +3,8 @@
 //! Opening maps the weight files and reads their headers; no weight is read before the engine touches it, so a checkpoint of any
 //! size opens at once and costs no memory of its own.
 
+#[cfg(feature = "embedded-model")]
+use std::collections::HashMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -68,7 +70,8 @@ impl Checkpoint {
                 .and_then(|defaults| defaults.merge_into(&mut config))
                 .map_err(|e| e.in_file(&generation_path))?;
         }
-        Ok(Checkpoint { config, tensors: shards::read_directory(dir)?, place: Place::Directory(dir.to_owned()) })
+        let tensors = shards::read_directory(dir, &config)?;
+        Ok(Checkpoint { config, tensors, place: Place::Directory(dir.to_owned()) })
     }
 
     /// The small OPT model that is compiled into the library.
@@ -81,7 +84,8 @@ impl Checkpoint {
             use crate::embedded;
             let mut config = ModelConfig::from_json(embedded::CONFIG)?;
             GenerationDefaults::from_json(embedded::GENERATION_CONFIG)?.merge_into(&mut config)?;
-            let tensors = shards::read_storage(shards::SINGLE, crate::Storage::Static(embedded::model()), None)?;
+            let storage = crate::Storage::Static(embedded::model());
+            let tensors = shards::read_storage(shards::SINGLE, storage, None, &HashMap::new())?;
             Ok(Checkpoint { config, tensors, place: Place::Embedded })
         }
         #[cfg(not(feature = "embedded-model"))]

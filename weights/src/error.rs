@@ -425,10 +425,54 @@ pub enum Error {
         reason: String,
     },
     /// A number format that the engine has no kernels for.
-    #[error("unknown dtype {found:?}; expected f32, f16 or bf16")]
+    #[error("unknown dtype {found:?}; expected f32, f16, bf16 or int8")]
     UnknownDType {
         /// The name as given.
         found: String,
+    },
+    /// A weight that int8 cannot hold.
+    #[error(
+        "tensor {name:?} has the value {value} at index {at}, and int8 weights are finite numbers; mend the checkpoint"
+    )]
+    NotFinite {
+        /// The tensor.
+        name: String,
+        /// Where.
+        at: usize,
+        /// The value.
+        value: f32,
+    },
+    /// Weights that are quantised already.
+    #[error("{location} has int8 weights already; quantise the model that it was made from")]
+    AlreadyInt8 {
+        /// The model.
+        location: String,
+    },
+    /// An int8 checkpoint of another version of the format.
+    #[error(
+        "its int8 weights have format version {version} and groups of {group}, this program reads version {} and groups of {}; \
+         make them again with `shadowllm import --dtype int8`",
+        crate::quantize::VERSION,
+        crate::INT8_GROUP
+    )]
+    Int8Version {
+        /// Version as written.
+        version: String,
+        /// Size of a group as written.
+        group: String,
+    },
+    /// A tensor of int8 rows of another shape than the configuration asks for.
+    #[error(
+        "tensor {name:?} of int8 rows has shape {found:?} in bytes, but the configuration asks for {expected:?}; make the \
+         checkpoint again with `shadowllm import --dtype int8`"
+    )]
+    Int8Shape {
+        /// The tensor.
+        name: String,
+        /// Shape in the file.
+        found: Vec<usize>,
+        /// Shape by the configuration.
+        expected: Vec<usize>,
     },
     /// A tensor's bytes are not in its storage.
     #[error("tensor bytes {start}..{end} do not lie in a storage of {len} bytes")]

@@ -19,9 +19,11 @@ mod header;
 #[cfg(feature = "hub")]
 mod hub;
 mod index;
+mod int8;
 mod names;
 pub mod packed;
 mod progress;
+mod quantize;
 mod shards;
 mod source;
 mod staged;
@@ -39,9 +41,11 @@ pub use header::{HeaderTensor, parse_safetensors_header};
 #[cfg(feature = "hub")]
 pub use hub::{HubOptions, fetch};
 pub use index::parse_safetensors_index;
+pub use int8::{INT8_GROUP, int8_row, int8_scales, int8_values};
 pub use names::{FfnNames, LayerNames, ModelNames};
 pub use packed::{PackReport, PackedCheckpoint, PackedLayer, cache_directory, pack, packed_location};
 pub use progress::Progress;
+pub use quantize::{checkpoint_metadata, quantize};
 pub use source::ModelSource;
 pub use staged::StagedDirectory;
 pub use storage::Storage;

@@ -4,7 +4,9 @@
 //! which class saved the file. The engine, the packed format and the maker of random models ask here, so that a family is
 //! added, or a prefix understood, in one place.
 
-use crate::{Architecture, ModelConfig, NormKind, Positions};
+use std::collections::HashSet;
+
+use crate::{Architecture, DType, ModelConfig, NormKind, Positions, TensorSpec};
 
 /// Names of all tensors of a model, without `.weight` and `.bias`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -142,6 +144,32 @@ impl ModelNames {
                 })
                 .collect(),
         }
+    }
+
+    /// Full names of the matrices by which the blocks end, `[d, units]`: the output projections, and `fc2` or `down`.
+    pub fn outputs(&self) -> impl Iterator<Item = String> {
+        let names = self.layers.iter().flat_map(|layer| {
+            let second = match &layer.ffn {
+                FfnNames::Plain { fc2, .. } => fc2,
+                FfnNames::Gated { down, .. } => down,
+            };
+            [&layer.out, second]
+        });
+        names.map(|name| format!("{name}.weight"))
+    }
+
+    /// What a checkpoint of this type holds. As [`ModelNames::layout`]; but in one of `int8` vectors are `f32`, and the matrices by
+    /// which the blocks end are transposed, so that a row is a unit's.
+    pub fn stored(&self, config: &ModelConfig, dtype: DType) -> Vec<TensorSpec> {
+        let outputs: HashSet<String> = self.outputs().collect();
+        let spec = |(name, mut shape): (String, Vec<usize>)| {
+            let dtype = if dtype == DType::I8 && shape.len() == 1 { DType::F32 } else { dtype };
+            if dtype == DType::I8 && outputs.contains(&name) {
+                shape.reverse();
+            }
+            TensorSpec { name, dtype, shape }
+        };
+        self.layout(config).into_iter().map(spec).collect()
     }
 
     /// Full names and shapes of all tensors, in the order in which a token meets them; an untied head comes last.

@@ -1,6 +1,6 @@
 //! From safetensors files to named tensors: one file, or an index and its shards.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
@@ -9,7 +9,8 @@ use safetensors::Dtype;
 
 use crate::header::parse_safetensors_header;
 use crate::index::parse_safetensors_index;
-use crate::{DType, Error, Result, Storage, TensorData, files};
+use crate::quantize;
+use crate::{DType, Error, ModelConfig, Result, Storage, TensorData, files};
 
 /// Name of the only file of an unsharded checkpoint.
 pub(crate) const SINGLE: &str = "model.safetensors";
@@ -46,22 +47,36 @@ pub(crate) struct Tensors {
     pub(crate) bytes: u64,
 }
 
-/// The tensors of one safetensors file in `storage`. Reads the header only.
+/// The tensors of one safetensors file in `storage`. Reads the header only. `int8` has the shape of every tensor of bytes that is
+/// rows of int8 weights; what is not named there is unsupported.
 ///
 /// # Errors
-/// Those of [`parse_safetensors_header`], and [`Error::TensorMisaligned`].
-pub(crate) fn read_storage(name: &str, storage: Storage, modified: Option<SystemTime>) -> Result<Tensors> {
+/// Those of [`parse_safetensors_header`], [`Error::TensorMisaligned`] and [`Error::Int8Shape`].
+pub(crate) fn read_storage(
+    name: &str,
+    storage: Storage,
+    modified: Option<SystemTime>,
+    int8: &HashMap<String, Vec<usize>>,
+) -> Result<Tensors> {
     let header = parse_safetensors_header(storage.bytes())?;
     let storage = Arc::new(storage);
     let file = WeightFile { name: name.to_owned(), modified, storage: Arc::clone(&storage), hash: OnceLock::new() };
     let mut tensors = Tensors { by_name: BTreeMap::new(), bytes: storage.bytes().len() as u64, files: vec![file] };
-    for entry in header {
+    for mut entry in header {
         let dtype = match entry.dtype {
             Dtype::F32 => Some(DType::F32),
             Dtype::F16 => Some(DType::F16),
             Dtype::BF16 => Some(DType::BF16),
+            Dtype::I8 if int8.contains_key(&entry.name) => Some(DType::I8),
             _ => None,
         };
+        if let (Some(DType::I8), Some(shape)) = (dtype, int8.get(&entry.name)) {
+            let expected = DType::I8.stored_shape(shape).unwrap_or_default();
+            if entry.shape != expected {
+                return Err(Error::Int8Shape { name: entry.name, found: entry.shape, expected });
+            }
+            entry.shape.clone_from(shape);
+        }
         let tensor = match dtype {
             None => Tensor::Unsupported(entry.dtype.to_string()),
             Some(dtype) => {
@@ -80,20 +95,20 @@ pub(crate) fn read_storage(name: &str, storage: Storage, modified: Option<System
     Ok(tensors)
 }
 
-/// The tensors of a model directory.
+/// The tensors of the directory of a model of this configuration.
 ///
 /// # Errors
 /// [`Error::NoWeights`] if there is nothing to read; otherwise what is wrong with the index or a shard.
-pub(crate) fn read_directory(dir: &Path) -> Result<Tensors> {
+pub(crate) fn read_directory(dir: &Path, config: &ModelConfig) -> Result<Tensors> {
     let single = dir.join(SINGLE);
     if single.exists() {
-        return read_file(dir, SINGLE);
+        return read_file(dir, SINGLE, config);
     }
     let index = dir.join(INDEX);
     match files::read_if_there(&index, MAX_INDEX)? {
         Some(json) => {
             let shard_of = parse_safetensors_index(&json).map_err(|e| e.in_file(&index))?;
-            read_shards(dir, &shard_of).map_err(|e| match e {
+            read_shards(dir, &shard_of, config).map_err(|e| match e {
                 located @ (Error::InFile { .. } | Error::Io { .. } | Error::NotAFile { .. }) => located,
                 other => other.in_file(&index),
             })
@@ -102,13 +117,14 @@ pub(crate) fn read_directory(dir: &Path) -> Result<Tensors> {
     }
 }
 
-fn read_file(dir: &Path, name: &str) -> Result<Tensors> {
+fn read_file(dir: &Path, name: &str, config: &ModelConfig) -> Result<Tensors> {
     let path = dir.join(name);
     let (storage, modified) = files::map(&path)?;
-    read_storage(name, storage, modified).map_err(|e| e.in_file(&path))
+    let int8 = quantize::int8_shapes(storage.bytes(), config).map_err(|e| e.in_file(&path))?;
+    read_storage(name, storage, modified, &int8).map_err(|e| e.in_file(&path))
 }
 
-fn read_shards(dir: &Path, shard_of: &BTreeMap<String, String>) -> Result<Tensors> {
+fn read_shards(dir: &Path, shard_of: &BTreeMap<String, String>, config: &ModelConfig) -> Result<Tensors> {
     // Each shard with one of its tensors, to name in an error.
     let mut shards: BTreeMap<&str, &str> = BTreeMap::new();
     for (tensor, shard) in shard_of {
@@ -120,7 +136,7 @@ fn read_shards(dir: &Path, shard_of: &BTreeMap<String, String>) -> Result<Tensor
         if !dir.join(shard).exists() {
             return Err(Error::MissingShard { shard: shard.to_owned(), tensor: tensor.to_owned() });
         }
-        let part = read_file(dir, shard)?;
+        let part = read_file(dir, shard, config)?;
         all.bytes += part.bytes;
         all.files.extend(part.files);
         for (name, tensor) in part.by_name {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use half::{bf16, f16};
 
-use crate::{DType, Error, Result, Storage};
+use crate::{DType, Error, Result, Storage, int8_row, int8_values};
 
 /// Row-major tensor over shared bytes: cheap to clone, and it keeps its file mapped.
 ///
@@ -25,7 +25,7 @@ impl TensorData {
     /// [`Error::TensorRange`] if the range does not lie in the storage, [`Error::TensorSize`] if it is not exactly as long as
     /// shape and type ask for, [`Error::Misaligned`] if it does not start at a multiple of the element size.
     pub fn new(storage: Arc<Storage>, range: Range<usize>, dtype: DType, shape: &[usize]) -> Result<Self> {
-        let expected = shape.iter().try_fold(dtype.size(), |n, &s| n.checked_mul(s)).unwrap_or(usize::MAX);
+        let expected = dtype.bytes(shape).unwrap_or(usize::MAX);
         let Some(bytes) = storage.bytes().get(range.clone()) else {
             return Err(Error::TensorRange { start: range.start, end: range.end, len: storage.bytes().len() });
         };
@@ -78,6 +78,15 @@ impl TensorData {
             DType::F32 => Self::from_f32(shape, values),
             DType::F16 => Self::from_f16(shape, &values.iter().map(|&v| f16::from_f32(v)).collect::<Vec<_>>()),
             DType::BF16 => Self::from_bf16(shape, &values.iter().map(|&v| bf16::from_f32(v)).collect::<Vec<_>>()),
+            DType::I8 => {
+                let cols = shape.last().copied().unwrap_or(0);
+                let row_bytes = dtype.row_bytes(cols);
+                let mut bytes = vec![0; values.len() / cols.max(1) * row_bytes];
+                for (values, row) in values.chunks_exact(cols.max(1)).zip(bytes.chunks_exact_mut(row_bytes.max(1))) {
+                    int8_row(values, row);
+                }
+                Self::from_bytes(shape, dtype, &bytes)
+            }
         }
     }
 
@@ -101,7 +110,7 @@ impl TensorData {
 
     /// Number of elements.
     pub fn len(&self) -> usize {
-        self.range.len() / self.dtype.size()
+        self.shape.iter().product()
     }
 
     /// Whether it has no elements.
@@ -139,6 +148,15 @@ impl TensorData {
             DType::F32 => bytemuck::cast_slice(self.bytes()).to_vec(),
             DType::F16 => bytemuck::cast_slice::<u8, f16>(self.bytes()).iter().map(|v| v.to_f32()).collect(),
             DType::BF16 => bytemuck::cast_slice::<u8, bf16>(self.bytes()).iter().map(|v| v.to_f32()).collect(),
+            DType::I8 => {
+                let cols = self.shape.last().copied().unwrap_or(0);
+                let mut values = vec![0.0; self.len()];
+                let rows = self.bytes().chunks_exact(self.dtype.row_bytes(cols).max(1));
+                for (row, values) in rows.zip(values.chunks_exact_mut(cols.max(1))) {
+                    int8_values(row, values);
+                }
+                values
+            }
         }
     }
 
@@ -203,7 +221,7 @@ mod tests {
     #[test]
     fn typed_views() {
         let values = [0.0, -1.5, 65504.0, 0.333_333_34];
-        for dtype in DType::ALL {
+        for dtype in DType::FLOATS {
             let tensor = TensorData::from_f32_as(&[2, 2], dtype, &values).unwrap();
             assert_eq!((tensor.dtype(), tensor.shape(), tensor.len()), (dtype, &[2, 2][..], 4));
             assert_eq!(tensor.bytes().len(), 4 * dtype.size());
@@ -213,10 +231,24 @@ mod tests {
             let round = |v: f32| match dtype {
                 DType::F32 => v,
                 DType::F16 => f16::from_f32(v).to_f32(),
-                DType::BF16 => bf16::from_f32(v).to_f32(),
+                DType::BF16 | DType::I8 => bf16::from_f32(v).to_f32(),
             };
             assert_eq!(tensor.to_f32(), values.map(round));
         }
+    }
+
+    #[test]
+    fn rows_with_scales() {
+        let values: Vec<f32> = (0..6 * 70).map(|i| (i % 70) as f32 - 35.0).collect();
+        let tensor = TensorData::from_f32_as(&[2, 3, 70], DType::I8, &values).unwrap();
+        assert_eq!((tensor.len(), tensor.bytes().len()), (420, 6 * 80));
+        let back = tensor.to_f32();
+        assert!(values.iter().zip(&back).all(|(v, w)| (v - w).abs() < 0.5 * 35.5 / 127.0));
+        let second = tensor.slice_rows(1..2).unwrap();
+        assert_eq!((second.shape(), second.to_f32().as_slice()), (&[1, 3, 70][..], &back[210..]));
+        assert!(tensor.as_f32().is_none());
+        let error = TensorData::from_bytes(&[2, 70], DType::I8, &[0; 140]).unwrap_err().to_string();
+        assert_eq!(error, "tensor of shape [2, 70] and type int8 needs 160 bytes, but 140 were given");
     }
 
     #[test]

@@ -5,8 +5,9 @@
 //! written; that needs the safetensors header up front, which is why the names, types and shapes are declared first.
 //!
 //! Format: <https://huggingface.co/docs/safetensors>. An 8-byte little-endian header length, the JSON header padded with
-//! spaces, then the tensors back to back. Wider element types come first and the data starts at a multiple of 64 bytes, so
-//! every tensor is aligned to its element size and the file can be used where it is mapped.
+//! spaces, then the tensors back to back. Wider element types come first, before them rows of int8, which are multiples of
+//! 16 bytes, and the data starts at a multiple of 64 bytes, so every tensor is aligned to its element size and the file can be used
+//! where it is mapped.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
@@ -35,7 +36,7 @@ pub struct TensorSpec {
 impl TensorSpec {
     /// Bytes of the tensor; `None` if that is more than the address space.
     pub fn byte_len(&self) -> Option<usize> {
-        self.shape.iter().try_fold(self.dtype.size(), |n, &s| n.checked_mul(s))
+        self.dtype.bytes(&self.shape)
     }
 }
 
@@ -302,7 +303,9 @@ struct Layout {
 impl Layout {
     fn of(path: &Path, specs: &[TensorSpec], metadata: &BTreeMap<String, String>) -> Result<Self> {
         let mut sorted: Vec<&TensorSpec> = specs.iter().collect();
-        sorted.sort_by_key(|s| std::cmp::Reverse(s.dtype.size()));
+        // Rows of int8 are multiples of 16 bytes: in front they are aligned to them, and nothing after them is less aligned.
+        let width = |dtype: DType| if dtype == DType::I8 { 16 } else { dtype.size() };
+        sorted.sort_by_key(|s| std::cmp::Reverse(width(s.dtype)));
 
         let mut header = Map::new();
         if !metadata.is_empty() {
@@ -314,10 +317,11 @@ impl Layout {
             let too_large =
                 || Error::TensorSize { shape: spec.shape.clone(), dtype: spec.dtype, expected: usize::MAX, found: 0 };
             let len = spec.byte_len().ok_or_else(too_large)?;
+            let shape = spec.dtype.stored_shape(&spec.shape).ok_or_else(too_large)?;
             let end = data_len.checked_add(len).ok_or_else(too_large)?;
             header.insert(
                 spec.name.clone(),
-                json!({ "dtype": safetensors_name(spec.dtype), "shape": spec.shape, "data_offsets": [data_len, end] }),
+                json!({ "dtype": safetensors_name(spec.dtype), "shape": shape, "data_offsets": [data_len, end] }),
             );
             let slot = Slot { start: data_len as u64, len, written: 0 };
             if slots.insert(spec.name.clone(), slot).is_some() {
@@ -345,6 +349,7 @@ fn safetensors_name(dtype: DType) -> &'static str {
         DType::F32 => "F32",
         DType::F16 => "F16",
         DType::BF16 => "BF16",
+        DType::I8 => "I8",
     }
 }
 
@@ -382,7 +387,7 @@ mod tests {
             let specs: Vec<TensorSpec> = tensors
                 .iter()
                 .enumerate()
-                .map(|(i, (d, shape))| spec(&format!("t{i}"), DType::ALL[*d], shape))
+                .map(|(i, (d, shape))| spec(&format!("t{i}"), DType::FLOATS[*d], shape))
                 .collect();
             let data: Vec<Vec<u8>> =
                 specs.iter().enumerate().map(|(i, s)| vec![i as u8 + 1; s.byte_len().unwrap()]).collect();

@@ -29,7 +29,7 @@ fn fnv1a(bytes: &[u8]) -> String {
 fn tensors_are_equal_bit_for_bit() {
     for model in MODELS {
         let expected = &json(&fixture(&format!("{model}.json")))["tensors"];
-        for dtype in DType::ALL {
+        for dtype in DType::FLOATS {
             let directory = tempfile::tempdir().unwrap();
             let out = directory.path().join("out");
             let report = gguf::import(&fixture(&format!("{model}.gguf")), &out, dtype, &()).unwrap();

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use shadowllm_weights::Activation;
 
+use super::check_lines;
 use super::pieces::Pieces;
 use super::streams::{STREAMS, add_rows, dots};
 use crate::kernels::cpu::Cpu;
@@ -56,6 +57,7 @@ impl FfnGather<'_> {
             "records of {} are neither 2 nor 3 rows of {d}",
             self.records.cols()
         );
+        check_lines(self.records, d);
         for bias in [self.bias, self.up_bias].into_iter().flatten() {
             assert_eq!(bias.len(), f, "one bias for each of {f} neurons expected");
         }
@@ -70,7 +72,7 @@ impl FfnGather<'_> {
 
     /// Bytes of weights and thresholds that a call with this result read.
     pub fn bytes(&self, d: usize, count: GatherCount) -> u64 {
-        let row = d * self.records.dtype().size();
+        let row = self.records.dtype().row_bytes(d);
         let rows = self.records.cols().checked_div(d).unwrap_or(0);
         let weights = (row * (count.first + rows.saturating_sub(1) * count.second)) as u64;
         weights + self.threshold_bytes(count)
@@ -103,13 +105,14 @@ pub fn ffn_gather(cpu: &Cpu, spec: &FfnGather<'_>, list: &[u32], x: &[f32], out:
         MatrixView::F32(w) => gather(cpu, Records { spec, w, rows, list, x }, out),
         MatrixView::F16(w) => gather(cpu, Records { spec, w, rows, list, x }, out),
         MatrixView::BF16(w) => gather(cpu, Records { spec, w, rows, list, x }, out),
+        MatrixView::I8(w) => gather(cpu, Records { spec, w, rows, list, x }, out),
     }
 }
 
 fn gather<W: Element>(cpu: &Cpu, records: Records<'_, W>, out: &mut [f32]) -> GatherCount {
     // A sum, so the order in which tasks add to it is of no consequence.
     let second = AtomicUsize::new(0);
-    let bytes = records.rows * records.x.len() * size_of::<W>();
+    let bytes = records.spec.records.row_bytes();
     let list = records.list;
     Pieces::new(list.len()).sum(cpu, bytes, records.spec.out_bias, out, &|piece, sum| {
         let read = cpu.run(Piece { records, piece, sum });
@@ -122,7 +125,7 @@ fn gather<W: Element>(cpu: &Cpu, records: Records<'_, W>, out: &mut [f32]) -> Ga
 #[derive(Clone, Copy)]
 pub(super) struct Records<'a, W> {
     pub(super) spec: &'a FfnGather<'a>,
-    /// `[F, rows, d]`
+    /// `[F, rows, d]`, with scales
     pub(super) w: &'a [W],
     /// 2 or 3.
     pub(super) rows: usize,
@@ -135,8 +138,8 @@ impl<'a, W: Element> Records<'a, W> {
     /// Row `row` of the record of `neuron`.
     #[inline(always)]
     pub(super) fn row(&self, neuron: u32, row: usize) -> &'a [W] {
-        let d = self.x.len();
-        &self.w[(neuron as usize * self.rows + row) * d..][..d]
+        let span = W::span(self.x.len());
+        &self.w[(neuron as usize * self.rows + row) * span..][..span]
     }
 
     /// Whether the rest of the record of `neuron`, of this activated first product, is of no use. Never so for NaN.
@@ -223,7 +226,8 @@ impl<W: Element> Records<'_, W> {
             true => Some(self.row(kept[i], last)),
             false => later.get(i - count).map(|&neuron| self.row(neuron, 0)),
         };
-        add_rows(s, &inner[..count], row, sum);
+        let d = sum.len();
+        add_rows(s, &inner[..count], d, 0..d, row, sum);
         count
     }
 }

@@ -47,6 +47,7 @@ pub fn ffn_gather_batch(
         MatrixView::F32(w) => gather(cpu, Batch { specs, lists, w, x, d }, out, counts),
         MatrixView::F16(w) => gather(cpu, Batch { specs, lists, w, x, d }, out, counts),
         MatrixView::BF16(w) => gather(cpu, Batch { specs, lists, w, x, d }, out, counts),
+        MatrixView::I8(w) => gather(cpu, Batch { specs, lists, w, x, d }, out, counts),
     }
 }
 
@@ -55,7 +56,7 @@ pub fn ffn_gather_batch(
 struct Batch<'a, W> {
     specs: &'a [FfnGather<'a>],
     lists: &'a [&'a [u32]],
-    /// `[F, rows, d]`
+    /// `[F, rows, d]`, with scales
     w: &'a [W],
     /// `[sequences, d]`
     x: &'a [f32],
@@ -85,7 +86,7 @@ fn gather<W: Element>(cpu: &Cpu, batch: Batch<'_, W>, out: &mut [f32], counts: &
     // Sums, so the order in which tasks add to them is of no consequence.
     let read = [const { AtomicUsize::new(0) }; 2];
     let own: [_; MOST_SEQUENCES] = [const { AtomicUsize::new(0) }; MOST_SEQUENCES];
-    let bytes = entries * (first.records.cols() - batch.d) * size_of::<W>() / f.max(1);
+    let bytes = entries * (first.records.row_bytes() - W::span(batch.d) * size_of::<W>()) / f.max(1);
     cpu.split(f, 1, bytes, &|units| {
         let inners = Inners { batch, units, offsets: &offsets, inners: shared_inners, live: shared_live, own: &own };
         let [some, whole] = cpu.run(inners);

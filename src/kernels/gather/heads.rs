@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::check_lines;
 use super::pieces::Pieces;
 use super::streams::{add_rows, dots};
 use crate::kernels::cpu::{Cpu, SharedOut};
@@ -15,17 +16,18 @@ const TOKENS: usize = 64;
 
 /// Bytes of weights that [`heads_project`] reads for `kept` heads, and [`heads_output`] as well.
 pub fn heads_bytes(heads: &Matrix, kept: usize) -> u64 {
-    (kept * heads.cols() / 2 * heads.dtype().size()) as u64
+    (kept * heads.row_bytes() / 2) as u64
 }
 
 /// Bytes of weights that [`kv_project`] reads for one key/value head and some tokens.
 pub fn kv_project_bytes(kv_heads: &Matrix, tokens: usize) -> u64 {
-    (tokens.div_ceil(TOKENS) * kv_heads.cols() * kv_heads.dtype().size()) as u64
+    (tokens.div_ceil(TOKENS) * kv_heads.row_bytes()) as u64
 }
 
 /// Panics unless a record of `heads` is twice `head_dim` rows of `d`.
 pub(super) fn check(heads: &Matrix, head_dim: usize, d: usize) {
     assert_eq!(heads.cols(), 2 * head_dim * d, "head records are 2 x {head_dim} rows of {d}");
+    check_lines(heads, d);
 }
 
 /// Queries of the heads in `list`: the products of `x` with their rows of Wq.
@@ -53,12 +55,13 @@ pub fn heads_project(
         MatrixView::F32(w) => project(cpu, Heads { w, head_dim, d: x.len(), list }, bias, x, out),
         MatrixView::F16(w) => project(cpu, Heads { w, head_dim, d: x.len(), list }, bias, x, out),
         MatrixView::BF16(w) => project(cpu, Heads { w, head_dim, d: x.len(), list }, bias, x, out),
+        MatrixView::I8(w) => project(cpu, Heads { w, head_dim, d: x.len(), list }, bias, x, out),
     }
 }
 
 fn project<W: Element>(cpu: &Cpu, heads: Heads<'_, W>, bias: Option<&[f32]>, x: &[f32], out: &mut [f32]) {
     let shared = SharedOut::new(out);
-    cpu.split(heads.list.len() * heads.head_dim, 1, heads.d * size_of::<W>(), &|range| {
+    cpu.split(heads.list.len() * heads.head_dim, 1, W::span(heads.d) * size_of::<W>(), &|range| {
         // SAFETY: the ranges do not overlap.
         let out = unsafe { shared.slice(range.clone()) };
         cpu.run(Project { heads, bias, x, range, out });
@@ -93,11 +96,12 @@ pub fn heads_output(
         MatrixView::F32(w) => output(cpu, Heads { w, head_dim, d, list }, contexts, bias, out),
         MatrixView::F16(w) => output(cpu, Heads { w, head_dim, d, list }, contexts, bias, out),
         MatrixView::BF16(w) => output(cpu, Heads { w, head_dim, d, list }, contexts, bias, out),
+        MatrixView::I8(w) => output(cpu, Heads { w, head_dim, d, list }, contexts, bias, out),
     }
 }
 
 fn output<W: Element>(cpu: &Cpu, heads: Heads<'_, W>, contexts: &[f32], bias: Option<&[f32]>, out: &mut [f32]) {
-    Pieces::new(contexts.len()).sum(cpu, heads.d * size_of::<W>(), bias, out, &|rows, sum| {
+    Pieces::new(contexts.len()).sum(cpu, W::span(heads.d) * size_of::<W>(), bias, out, &|rows, sum| {
         cpu.run(Output { heads, factors: &contexts[rows.clone()], first: rows.start, sum });
     });
 }
@@ -136,7 +140,7 @@ pub fn kv_project(
         assert_eq!(bias.len(), kv_heads.rows() * head_dim, "one bias for each row of Wk and of Wv expected");
     }
     let biases = [key_bias, value_bias].map(|bias| bias.map(|bias| &bias[own.clone()]));
-    let record = kv_head * kv_heads.cols()..(kv_head + 1) * kv_heads.cols();
+    let record = kv_head * kv_heads.span()..(kv_head + 1) * kv_heads.span();
     let chunks = keys.chunks_mut(TOKENS * head_dim).zip(values.chunks_mut(TOKENS * head_dim));
     for (i, (keys, values)) in chunks.enumerate() {
         let x = &x[i * TOKENS * d..][..keys.len() / head_dim * d];
@@ -144,6 +148,7 @@ pub fn kv_project(
             MatrixView::F32(w) => project_kv(cpu, &w[record.clone()], biases, x, [keys, values], head_dim),
             MatrixView::F16(w) => project_kv(cpu, &w[record.clone()], biases, x, [keys, values], head_dim),
             MatrixView::BF16(w) => project_kv(cpu, &w[record.clone()], biases, x, [keys, values], head_dim),
+            MatrixView::I8(w) => project_kv(cpu, &w[record.clone()], biases, x, [keys, values], head_dim),
         }
     }
 }
@@ -156,13 +161,14 @@ fn project_kv<W: Element>(
     outs: [&mut [f32]; 2],
     head_dim: usize,
 ) {
-    let (t, d) = (outs[0].len() / head_dim, record.len() / (2 * head_dim));
+    let t = outs[0].len() / head_dim;
+    let (d, span) = (x.len() / t, record.len() / (2 * head_dim));
     let outs = outs.map(SharedOut::new);
-    cpu.split(2 * head_dim, 1, d * size_of::<W>() + t * d, &|range| {
+    cpu.split(2 * head_dim, 1, span * size_of::<W>() + t * d, &|range| {
         for (i, out) in outs.into_iter().enumerate() {
             let of = |row: usize| row.clamp(i * head_dim, (i + 1) * head_dim) - i * head_dim;
-            let w = &record[i * head_dim * d..(i + 1) * head_dim * d];
-            let w = RowsOf::contiguous(w, d);
+            let w = &record[i * head_dim * span..(i + 1) * head_dim * span];
+            let w = RowsOf::contiguous(w, span);
             let linear = Linear { w, bias: biases[i], x, n: head_dim, k: d, t };
             cpu.run(Rows { linear, range: of(range.start)..of(range.end), out });
         }
@@ -172,20 +178,21 @@ fn project_kv<W: Element>(
 /// Records of listed heads.
 #[derive(Clone, Copy)]
 pub(super) struct Heads<'a, W> {
-    /// `[H, 2*d_h, d]`
+    /// `[H, 2*d_h, d]`, with scales
     pub(super) w: &'a [W],
     pub(super) head_dim: usize,
     pub(super) d: usize,
     pub(super) list: &'a [u32],
 }
 
-impl<'a, W> Heads<'a, W> {
+impl<'a, W: Element> Heads<'a, W> {
     /// Row `i` of the first (0) or second (1) halves of the listed heads, counted through.
     #[inline(always)]
     pub(super) fn row(&self, half: usize, i: usize) -> Option<&'a [W]> {
         let head = *self.list.get(i / self.head_dim)? as usize;
         let row = (2 * head + half) * self.head_dim + i % self.head_dim;
-        Some(&self.w[row * self.d..][..self.d])
+        let span = W::span(self.d);
+        Some(&self.w[row * span..][..span])
     }
 }
 
@@ -229,6 +236,7 @@ impl<W: Element> Kernel for Output<'_, W> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        add_rows(s, self.factors, |i| self.heads.row(1, self.first + i), self.sum);
+        let d = self.heads.d;
+        add_rows(s, self.factors, d, 0..d, |i| self.heads.row(1, self.first + i), self.sum);
     }
 }

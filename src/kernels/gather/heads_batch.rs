@@ -60,12 +60,14 @@ pub fn heads_project_batch(
         MatrixView::F32(w) => project(cpu, Batch { w, head_dim, d, lists }, bias, x, out),
         MatrixView::F16(w) => project(cpu, Batch { w, head_dim, d, lists }, bias, x, out),
         MatrixView::BF16(w) => project(cpu, Batch { w, head_dim, d, lists }, bias, x, out),
+        MatrixView::I8(w) => project(cpu, Batch { w, head_dim, d, lists }, bias, x, out),
     }
 }
 
 fn project<W: Element>(cpu: &Cpu, batch: Batch<'_, W>, bias: Option<&[f32]>, x: &[f32], out: &mut [f32]) {
-    let heads = batch.w.len() / (2 * batch.head_dim * batch.d).max(1);
-    let bytes = out.len() * batch.d * size_of::<W>() / heads.max(1);
+    let span = W::span(batch.d);
+    let heads = batch.w.len() / (2 * batch.head_dim * span).max(1);
+    let bytes = out.len() * span * size_of::<W>() / heads.max(1);
     let (offsets, out) = (offsets(batch.lists), SharedOut::new(out));
     cpu.split(heads, 1, bytes, &|range| {
         cpu.run(Project { batch, bias, x, heads: range, offsets: &offsets, out });
@@ -113,20 +115,24 @@ pub fn heads_output_batch(
             let batch = Batch { w, head_dim, d, lists };
             sum_columns(cpu, rows, Weighted { batch, offsets, contexts }, bias, out);
         }
+        MatrixView::I8(w) => {
+            let batch = Batch { w, head_dim, d, lists };
+            sum_columns(cpu, rows, Weighted { batch, offsets, contexts }, bias, out);
+        }
     }
 }
 
 /// Records of heads, and which of them each sequence lists.
 #[derive(Clone, Copy)]
 struct Batch<'a, W> {
-    /// `[H, 2*d_h, d]`
+    /// `[H, 2*d_h, d]`, with scales
     w: &'a [W],
     head_dim: usize,
     d: usize,
     lists: &'a [&'a [u32]],
 }
 
-impl<'a, W> Batch<'a, W> {
+impl<'a, W: Element> Batch<'a, W> {
     #[inline(always)]
     fn heads(&self, sequence: usize) -> Heads<'a, W> {
         Heads { w: self.w, head_dim: self.head_dim, d: self.d, list: self.lists[sequence] }

@@ -43,6 +43,13 @@ pub use together::MOST_SEQUENCES;
 use shadowllm_weights::DType;
 
 use super::cpu::Cpu;
+use crate::tensor::Matrix;
+
+/// Panics if scales belong to other rows than the rows of `d` of which the records consist.
+fn check_lines(records: &Matrix, d: usize) {
+    let apart = records.dtype() != DType::I8 || records.line() == d || records.rows() == 0;
+    assert!(apart, "the scales of these records belong to rows of {}, not of {d}", records.line());
+}
 
 /// Names of the kernels, for each weight type.
 pub(super) fn names(cpu: &Cpu) -> Vec<(String, String)> {

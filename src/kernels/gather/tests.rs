@@ -9,19 +9,11 @@ use super::{
     FfnGather, GatherCount, ffn_gather, heads_bytes, heads_output, heads_project, kv_project, kv_project_bytes,
 };
 use crate::kernels::linear::oracle;
-use crate::kernels::testing::{close, cpu, matrix, on_every_isa, values};
+use crate::kernels::testing::{close, cpu, matrix, on_every_isa, records, values, widened};
 use crate::kernels::{
     AttentionShape, Compute, Cpu, IsaName, activate, attention, attention_gather, attention_gather_bytes, gated, linear,
 };
-use crate::tensor::{Matrix, MatrixView};
-
-fn widened(w: &Matrix) -> Vec<f32> {
-    match w.view() {
-        MatrixView::F32(w) => w.to_vec(),
-        MatrixView::F16(w) => w.iter().map(|v| v.to_f32()).collect(),
-        MatrixView::BF16(w) => w.iter().map(|v| v.to_f32()).collect(),
-    }
-}
+use crate::tensor::Matrix;
 
 fn made(rows: usize, cols: usize, dtype: DType, values: &[f32]) -> Matrix {
     Matrix::new(TensorData::from_f32_as(&[rows, cols], dtype, values).unwrap()).unwrap()
@@ -29,15 +21,16 @@ fn made(rows: usize, cols: usize, dtype: DType, values: &[f32]) -> Matrix {
 
 /// Rows `part` of every record, records being `parts` times `width` rows of `d`: the dense matrix they came from.
 fn unpacked(records: &Matrix, d: usize, [part, parts, width]: [usize; 3]) -> Matrix {
-    let rows = widened(records);
-    let part: Vec<f32> = rows.chunks_exact(width * d).skip(part).step_by(parts).flatten().copied().collect();
-    made(records.rows() * width, d, records.dtype(), &part)
+    let lines = records.view_bytes().chunks_exact(width * records.dtype().row_bytes(d));
+    let part: Vec<u8> = lines.skip(part).step_by(parts).flatten().copied().collect();
+    Matrix::new(TensorData::from_bytes(&[records.rows() * width, d], records.dtype(), &part).unwrap()).unwrap()
 }
 
+/// The same values the other way, in the type that holds all of them.
 fn transposed(w: &Matrix) -> Matrix {
     let (rows, cols, from) = (w.rows(), w.cols(), widened(w));
     let to: Vec<f32> = (0..rows * cols).map(|i| from[i % rows * cols + i / rows]).collect();
-    made(cols, rows, w.dtype(), &to)
+    made(cols, rows, DType::F32, &to)
 }
 
 /// Every unit of `0..n` with probability `kept`.
@@ -77,7 +70,7 @@ struct Ffn {
 impl Ffn {
     fn new(seed: u64, [f, d, rows]: [usize; 3], dtype: DType, activation: Activation) -> Self {
         let biases = Some([values(seed ^ 1, f), values(seed ^ 2, f), values(seed ^ 3, d)]);
-        let records = matrix(seed, f, rows * d, dtype);
+        let records = records(seed, f, rows, d, dtype);
         Ffn { records, biases, activation, gate_thresholds: None, skip: false, x: values(seed ^ 4, d) }
     }
 
@@ -200,15 +193,17 @@ fn nothing_else_is_read(isa: IsaName) {
             let expected = bits(&ffn.run(&cpu, &list).0);
             let (inner, counted) = ffn.masked(&cpu, &list);
             assert!(counted > 0 && counted < list.len());
-            let mut records = widened(&ffn.records);
-            for (i, record) in records.chunks_exact_mut(rows * d).enumerate() {
+            let mut records = ffn.records.view_bytes().to_vec();
+            let line = dtype.row_bytes(d);
+            for (i, record) in records.chunks_exact_mut(rows * line).enumerate() {
+                // All bits: NaN of every type, and of the scales.
                 match list.contains(&(i as u32)) {
-                    false => record.fill(f32::NAN),
-                    true if inner[i] == 0.0 => record[d..].fill(f32::NAN),
+                    false => record.fill(0xff),
+                    true if inner[i] == 0.0 => record[line..].fill(0xff),
                     true => {}
                 }
             }
-            ffn.records = made(f, rows * d, dtype, &records);
+            ffn.records = Matrix::of_records(TensorData::from_bytes(&[f, rows, d], dtype, &records).unwrap()).unwrap();
             assert_eq!(bits(&ffn.run(&cpu, &list).0), expected);
         }
     }
@@ -235,12 +230,16 @@ fn inner_values_are_those_of_the_dense_kernels(isa: IsaName) {
 }
 
 fn threads_and_earlier_calls_change_nothing(isa: IsaName) {
+    [DType::BF16, DType::I8].into_iter().for_each(|dtype| threads_change_nothing(isa, dtype));
+}
+
+fn threads_change_nothing(isa: IsaName, dtype: DType) {
     let mut seen: Option<Vec<Vec<u32>>> = None;
     for threads in [1, 2, 3] {
         let Some(cpu) = cpu(isa, threads, Compute::F32) else { return };
         let mut results = Vec::new();
         for (rows, kept, skip) in [(2, 1.0, false), (2, 0.4, true), (3, 0.6, false)] {
-            let mut ffn = Ffn::new(17, [3000, 200, rows], DType::BF16, Activation::Relu);
+            let mut ffn = Ffn::new(17, [3000, 200, rows], dtype, Activation::Relu);
             ffn.skip = skip;
             let list = random_list(18, 3000, kept);
             let first = bits(&ffn.run(&cpu, &list).0);
@@ -248,7 +247,7 @@ fn threads_and_earlier_calls_change_nothing(isa: IsaName) {
             assert_eq!(bits(&ffn.run(&cpu, &list).0), first);
             results.push(first);
         }
-        let heads = matrix(19, 12, 2 * 64 * 200, DType::BF16);
+        let heads = records(19, 12, 2 * 64, 200, dtype);
         let list = random_list(20, 12, 0.7);
         let mut contexts = vec![f32::NAN; list.len() * 64];
         heads_project(&cpu, &heads, 64, &list, None, &values(21, 200), &mut contexts);
@@ -266,11 +265,13 @@ fn broken_values_stay_visible(isa: IsaName) {
     let Some(cpu) = cpu(isa, 2, Compute::F32) else { return };
     for rows in [2, 3] {
         for activation in [Activation::Relu, Activation::Silu] {
-            let mut ffn = Ffn::new(23, [100, 50, rows], DType::BF16, activation);
-            (ffn.skip, ffn.gate_thresholds) = (true, Some(vec![0.1; 100]));
-            ffn.x[49] = f32::NAN;
-            let (out, count) = ffn.run(&cpu, &[3, 70]);
-            assert!(out.iter().all(|v| v.is_nan()) && count.second == 2);
+            for dtype in [DType::BF16, DType::I8] {
+                let mut ffn = Ffn::new(23, [100, 50, rows], dtype, activation);
+                (ffn.skip, ffn.gate_thresholds) = (true, Some(vec![0.1; 100]));
+                ffn.x[49] = f32::NAN;
+                let (out, count) = ffn.run(&cpu, &[3, 70]);
+                assert!(out.iter().all(|v| v.is_nan()) && count.second == 2);
+            }
         }
     }
     let heads = matrix(24, 2, 2 * 16 * 50, DType::BF16);
@@ -306,7 +307,7 @@ fn heads_are_the_masked_dense_projections(isa: IsaName) {
     let dtype = prop::sample::select(DType::ALL.to_vec());
     let cases = (1usize..10, head_widths(), 1usize..90, dtype, any::<bool>(), 0f32..1.3, any::<u64>());
     proptest!(ProptestConfig::with_cases(80), |((h, d_h, d, dtype, biased, kept, seed) in cases)| {
-        let heads = matrix(seed, h, 2 * d_h * d, dtype);
+        let heads = records(seed, h, 2 * d_h, d, dtype);
         let list = random_list(seed ^ 1, h, kept);
         let places = |x: &[f32]| -> Vec<f32> {
             list.iter().flat_map(|&h| x[h as usize * d_h..][..d_h].to_vec()).collect()
@@ -340,7 +341,7 @@ fn keys_and_values_are_the_dense_rows(isa: IsaName) {
         let rows = prop_oneof![1usize..9, 40usize..140];
         let cases = (1usize..4, head_widths(), 1usize..90, rows, dtype, any::<bool>(), any::<u64>());
         proptest!(ProptestConfig::with_cases(30), |((h, d_h, d, n, dtype, biased, seed) in cases)| {
-            let weights = matrix(seed, h, 2 * d_h * d, dtype);
+            let weights = records(seed, h, 2 * d_h, d, dtype);
             let x = values(seed ^ 1, n * d);
             let biases = [2, 3].map(|i| biased.then(|| values(seed ^ i, h * d_h)));
             let head = seed as usize % h;
@@ -427,8 +428,22 @@ fn bytes_count_what_was_read() {
     let heads = matrix(1, 5, 2 * 4 * 8, DType::F32);
     assert_eq!((heads_bytes(&heads, 3), kv_project_bytes(&heads, 64)), (3 * 4 * 8 * 4, 2 * 4 * 8 * 4));
     assert_eq!([0, 65].map(|tokens| kv_project_bytes(&heads, tokens)), [0, 2 * 2 * 4 * 8 * 4]);
+    // With scales: 8 values and a scale are 16 bytes.
+    let int8 = records(1, 5, 2 * 4, 8, DType::I8);
+    assert_eq!((heads_bytes(&int8, 3), kv_project_bytes(&int8, 64)), (3 * 4 * 16, 2 * 4 * 16));
+    let int8 = Ffn::new(1, [9, 8, 3], DType::I8, Activation::Relu);
+    assert_eq!(bytes(&int8), (7 + 2 * 3) * 16);
     let shape = AttentionShape { heads: 6, kv_heads: 3, head_dim: 8, window: None, scale: 1.0 };
     assert_eq!(attention_gather_bytes(&shape, &[2, 3, 5], 9), 2 * 2 * 10 * 8 * 4);
+}
+
+#[test]
+#[should_panic(expected = "the scales of these records belong to rows of 12, not of 6")]
+fn records_with_the_scales_of_others_are_refused() {
+    let cpu = cpu(IsaName::Portable, 1, Compute::F32).unwrap();
+    let mut ffn = Ffn::new(1, [3, 6, 2], DType::I8, Activation::Relu);
+    ffn.records = matrix(1, 3, 12, DType::I8);
+    ffn.run(&cpu, &[0]);
 }
 
 #[test]

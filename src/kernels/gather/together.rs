@@ -82,7 +82,7 @@ impl<'a> Merge<'a> {
     }
 }
 
-/// Calls `put(i, row . x)` for the `n` pairs of a row and an equally long `x` that `pair` names. Pair `i` for `i >= n` is what is
+/// Calls `put(i, row . x)` for the `n` pairs of a row and an `x` of as many values that `pair` names. Pair `i` for `i >= n` is what is
 /// read afterwards, if known. Each product has the bits of [`dots`](super::streams::dots).
 #[inline(always)]
 pub(super) fn pair_dots<'a, S: Simd, W: Element>(
@@ -114,34 +114,50 @@ fn pair_tile<'a, S: Simd, W: Element, const R: usize>(
     i: usize,
     pair: &impl Fn(usize) -> Option<(&'a [W], &'a [f32])>,
 ) -> [f32; R] {
-    let k = pair(i).map_or(0, |(row, _)| row.len());
+    let k = pair(i).map_or(0, |(_, x)| x.len());
     let (mut rows, mut xs, mut next) = ([std::ptr::null(); R], [std::ptr::null(); R], [std::ptr::null(); R]);
     for r in 0..R {
         let (row, x) = pair(i + r).unwrap_or((&[], &[]));
-        assert!(row.len() == k && x.len() == k);
+        assert!(row.len() == W::span(k) && x.len() == k);
         (rows[r], xs[r]) = (row.as_ptr(), x.as_ptr());
         next[r] = pair(i + STREAMS + r).map_or(rows[r], |(row, _)| row.as_ptr());
     }
     let mut acc = [s.zero(); R];
-    let whole = k / S::LANES * S::LANES;
     let mut i = 0;
-    while i < whole {
-        // SAFETY: `i + LANES <= k`, the length of every row and of every `x`.
-        unsafe {
+    while i < k {
+        let (start, end) = (i, W::group_end(i, k));
+        let mut sums = if W::SCALED { [s.zero(); R] } else { acc };
+        if W::SCALED {
             for r in 0..R {
-                s.prefetch(next[r].wrapping_add(i));
-                acc[r] = s.fma(W::load(s, rows[r].add(i)), s.load(xs[r].add(i)), acc[r]);
+                W::prefetch(s, next[r], k, i);
             }
         }
-        i += S::LANES;
-    }
-    if whole < k {
-        // SAFETY: `k - whole` values are left in every row and in every `x`.
-        unsafe {
-            for r in 0..R {
-                let (w, x) = (W::load_part(s, rows[r].add(whole), k - whole), s.load_part(xs[r].add(whole), k - whole));
-                acc[r] = s.fma(w, x, acc[r]);
+        while i + S::LANES <= end {
+            // SAFETY: `i + LANES <= k`, the length of every row and of every `x`.
+            unsafe {
+                for r in 0..R {
+                    if !W::SCALED {
+                        W::prefetch(s, next[r], k, i);
+                    }
+                    sums[r] = s.fma(W::load(s, rows[r].add(i)), s.load(xs[r].add(i)), sums[r]);
+                }
             }
+            i += S::LANES;
+        }
+        if i < end {
+            // SAFETY: `end - i` values are left of the group in every row and in every `x`.
+            unsafe {
+                for r in 0..R {
+                    let (w, x) = (W::load_part(s, rows[r].add(i), end - i), s.load_part(xs[r].add(i), end - i));
+                    sums[r] = s.fma(w, x, sums[r]);
+                }
+            }
+            i = end;
+        }
+        for r in 0..R {
+            // SAFETY: every row is whole, and `start < k`.
+            let scale = || s.splat(unsafe { W::scale(rows[r], k, start) });
+            acc[r] = if W::SCALED { s.fma(sums[r], scale(), acc[r]) } else { sums[r] };
         }
     }
     let mut products = [0.0; R];
@@ -161,7 +177,7 @@ pub(super) trait Terms<W>: Copy + Sync {
     fn place(self, sequence: usize, entry: usize) -> usize;
     /// The factor of an entry; `None` if its row is not to be read.
     fn factor(self, sequence: usize, entry: usize) -> Option<f32>;
-    /// The row of an entry, `[d]`.
+    /// The row of an entry, of `d` values.
     fn row<'a>(self, sequence: usize, entry: usize) -> &'a [W]
     where
         Self: 'a;
@@ -237,9 +253,9 @@ impl<W: Element, T: Terms<W>> Kernel for Columns<'_, W, T> {
                     let later = *entry;
                     let row = |i: usize| {
                         let entry = if i < n { run[i] } else { later + i - n };
-                        (entry < len).then(|| &terms.row(sequence, entry)[columns.clone()])
+                        (entry < len).then(|| terms.row(sequence, entry))
                     };
-                    add_rows(s, &factors[..n], row, sum);
+                    add_rows(s, &factors[..n], d, columns.clone(), row, sum);
                     if *entry == end {
                         add(s, total, sum);
                         sum.fill(0.0);

@@ -28,7 +28,7 @@ use std::ops::Range;
 
 pub use gradient::{bias_gradient, weight_gradient};
 pub(crate) use micro::micro;
-pub(crate) use product::{Exact, widen};
+pub(crate) use product::Exact;
 pub(crate) use rows::Rows;
 pub use transposed::linear_transposed;
 pub(crate) use transposed::linear_transposed_f32;
@@ -36,11 +36,10 @@ pub(crate) use transposed::linear_transposed_f32;
 use shadowllm_weights::DType;
 
 use gemm::{Factors, gemm};
-use weights::ByRows;
+use weights::{ByRows, Words};
 
 use super::IsaName;
 use super::cpu::{Compute, Cpu, SharedOut};
-use super::simd::Element;
 use crate::tensor::{Matrix, MatrixView, RowsOf};
 
 /// Rows from which [`Compute::Bf16`] rounds. The same on every instruction set, because it is part of the meaning.
@@ -63,16 +62,17 @@ fn gemm_rows(cpu: &Cpu, dtype: DType) -> usize {
     }
 }
 
-/// Precision of the products with weights of a type: only `bf16` weights lose nothing by it.
+/// Precision of the products with weights of a type: `bf16` weights lose nothing by it, and `int8` weights far less than they did by
+/// being rounded to `int8`.
 fn compute(cpu: &Cpu, dtype: DType) -> Compute {
-    if dtype == DType::BF16 { cpu.compute() } else { Compute::F32 }
+    if matches!(dtype, DType::BF16 | DType::I8) { cpu.compute() } else { Compute::F32 }
 }
 
 /// Multiplies every row of `x` with every row of `w`.
 ///
 /// `w` `[N, K]`, `bias` `[N]`, `x` `[T, K]`, `out` `[T, N]`: `out[t][n] = sum_k x[t][k] * w[n][k] + bias[n]`, accumulated in
 /// `f32`: `|error| <= (K/8 + 16) * 2^-23 * (sum_k |x[t][k] * w[n][k]| + |bias[n]|)`. With [`Compute::Bf16`], `bf16`
-/// weights and at least 32 rows, `x` is rounded to `bf16` first.
+/// or `int8` weights and at least 32 rows, `x` is rounded to `bf16` first, and so are `int8` weights.
 ///
 /// # Panics
 /// If the lengths do not fit: `x.len() == T * K`, `out.len() == T * N`, `bias.len() == N`.
@@ -88,6 +88,7 @@ pub fn linear(cpu: &Cpu, w: &Matrix, bias: Option<&[f32]>, x: &[f32], out: &mut 
         MatrixView::F32(v) => Linear { w: w.rows_of(v), bias, x, n, k, t }.run(cpu, out),
         MatrixView::F16(v) => Linear { w: w.rows_of(v), bias, x, n, k, t }.run(cpu, out),
         MatrixView::BF16(v) => Linear { w: w.rows_of(v), bias, x, n, k, t }.run(cpu, out),
+        MatrixView::I8(v) => Linear { w: w.rows_of(v), bias, x, n, k, t }.run(cpu, out),
     }
 }
 
@@ -113,7 +114,7 @@ fn blocked_name(cpu: &Cpu, dtype: DType, compute: Compute) -> String {
         let factors = match (compute, dtype) {
             (Compute::Bf16, _) => "bf16xbf16",
             (Compute::F32, DType::BF16) => "bf16x3bf16",
-            (Compute::F32, DType::F16) => "2bf16x3bf16",
+            (Compute::F32, DType::F16 | DType::I8) => "2bf16x3bf16",
             (Compute::F32, DType::F32) => "3bf16x3bf16",
         };
         return format!("{isa}-{factors}-tile32x32");
@@ -156,17 +157,17 @@ pub(crate) struct Linear<'a, W> {
     pub(crate) t: usize,
 }
 
-impl<W: Element> Linear<'_, W> {
+impl<W: Words> Linear<'_, W> {
     fn run(self, cpu: &Cpu, out: &mut [f32]) {
         if self.t == 0 {
             return;
         }
         let Linear { w, bias, x, n, k, t } = self;
         if t >= gemm_rows(cpu, W::DTYPE) {
-            let factors = Factors { weights: ByRows { w }, bias, x, n, k, t };
+            let factors = Factors { weights: ByRows { w, cols: k }, bias, x, n, k, t };
             return gemm(cpu, compute(cpu, W::DTYPE), factors, out);
         }
-        let row_bytes = k * size_of::<W>();
+        let row_bytes = w.span * size_of::<W>();
         let out = SharedOut::new(out);
         let chunk = |range: Range<usize>| cpu.run(Rows { linear: self, range, out });
         cpu.split(n, rows::STREAMS, row_bytes, &chunk);

@@ -4,7 +4,8 @@ use half::bf16;
 use shadowllm_weights::DType;
 
 use crate::kernels::Compute;
-use crate::tensor::{Matrix, MatrixView};
+use crate::kernels::testing::widened;
+use crate::tensor::Matrix;
 
 /// Expected value and error bound of every output `[T, N]`.
 pub(crate) fn linear(w: &Matrix, bias: Option<&[f32]>, x: &[f32], compute: Compute) -> Vec<(f64, f64)> {
@@ -20,14 +21,6 @@ pub(crate) fn transposed(w: &Matrix, bias: Option<&[f32]>, x: &[f32], compute: C
     product(&columns, [k, n], w.dtype(), bias, x, compute)
 }
 
-fn widened(w: &Matrix) -> Vec<f32> {
-    match w.view() {
-        MatrixView::F32(w) => w.to_vec(),
-        MatrixView::F16(w) => w.iter().map(|v| v.to_f32()).collect(),
-        MatrixView::BF16(w) => w.iter().map(|v| v.to_f32()).collect(),
-    }
-}
-
 fn product(
     widened: &[f32],
     [n, k]: [usize; 2],
@@ -36,15 +29,13 @@ fn product(
     x: &[f32],
     compute: Compute,
 ) -> Vec<(f64, f64)> {
-    let input = |v: f32| match (compute, dtype) {
-        (Compute::Bf16, DType::BF16) => bf16::from_f32(v).to_f64(),
-        _ => f64::from(v),
-    };
+    let rounded = compute == Compute::Bf16 && matches!(dtype, DType::BF16 | DType::I8);
+    let input = |v: f32| if rounded { bf16::from_f32(v).to_f64() } else { f64::from(v) };
     let t = x.len().checked_div(k).unwrap_or(0);
     let mut out = Vec::with_capacity(t * n);
     for x in x.chunks_exact(k) {
         for (i, w) in widened.chunks_exact(k).enumerate() {
-            let products = || w.iter().zip(x).map(|(&w, &x)| f64::from(w) * input(x));
+            let products = || w.iter().zip(x).map(|(&w, &x)| input(w) * input(x));
             let b = bias.map_or(0.0, |bias| f64::from(bias[i]));
             let size = products().map(f64::abs).sum::<f64>() + b.abs();
             out.push((products().sum::<f64>() + b, (k as f64 / 8.0 + 16.0) * f64::from(f32::EPSILON) * size));

@@ -8,7 +8,7 @@ use shadowllm_weights::DType;
 
 use crate::kernels::cpu::Cpu;
 use crate::kernels::isa::Kernel;
-use crate::kernels::simd::{Element, Simd};
+use crate::kernels::simd::{Plain, Simd};
 
 /// One way to multiply.
 pub(crate) trait Product: Copy + Send + Sync {
@@ -19,11 +19,11 @@ pub(crate) trait Product: Copy + Send + Sync {
     fn enter<K: Kernel>(self, cpu: &Cpu, kernel: K) -> K::Out;
 
     /// Makes the words of `src`, a last incomplete one filled up with zero. `dst` is as long as there are words.
-    fn words<S: Simd, W: Element>(self, s: S, src: &[W], dst: &mut [f32]);
+    fn words<S: Simd, W: Plain>(self, s: S, src: &[W], dst: &mut [f32]);
 
     /// Makes the words of values that lie one below the other: word `i` is `rows[0][i]`, followed by `rows[1][i]` if a word holds
     /// two, or by zero if that row is empty. `dst` is as long as a row.
-    fn words_across<S: Simd, W: Element>(self, s: S, rows: [&[W]; 2], dst: &mut [f32]);
+    fn words_across<S: Simd, W: Plain>(self, s: S, rows: [&[W]; 2], dst: &mut [f32]);
 
     /// `acc + w * x`, word by word.
     fn step<S: Simd>(self, s: S, acc: S::V, w: S::V, x: S::V) -> S::V;
@@ -42,12 +42,12 @@ impl Product for Exact {
     }
 
     #[inline(always)]
-    fn words<S: Simd, W: Element>(self, s: S, src: &[W], dst: &mut [f32]) {
-        widen(s, src, dst);
+    fn words<S: Simd, W: Plain>(self, s: S, src: &[W], dst: &mut [f32]) {
+        W::widen_row(s, src, src.len(), 0, dst);
     }
 
     #[inline(always)]
-    fn words_across<S: Simd, W: Element>(self, s: S, rows: [&[W]; 2], dst: &mut [f32]) {
+    fn words_across<S: Simd, W: Plain>(self, s: S, rows: [&[W]; 2], dst: &mut [f32]) {
         self.words(s, rows[0], dst);
     }
 
@@ -70,7 +70,7 @@ impl Product for Pairs {
     }
 
     #[inline(always)]
-    fn words<S: Simd, W: Element>(self, _s: S, src: &[W], dst: &mut [f32]) {
+    fn words<S: Simd, W: Plain>(self, _s: S, src: &[W], dst: &mut [f32]) {
         if W::DTYPE == DType::BF16 {
             return copy_pairs(src, dst);
         }
@@ -78,7 +78,7 @@ impl Product for Pairs {
     }
 
     #[inline(always)]
-    fn words_across<S: Simd, W: Element>(self, _s: S, rows: [&[W]; 2], dst: &mut [f32]) {
+    fn words_across<S: Simd, W: Plain>(self, _s: S, rows: [&[W]; 2], dst: &mut [f32]) {
         pairs_across(rows, dst, round);
     }
 
@@ -97,7 +97,7 @@ pub(crate) struct Part<const N: usize>;
 
 impl<const N: usize> Part<N> {
     #[inline(always)]
-    fn of<W: Element>(value: W) -> u32 {
+    fn of<W: Plain>(value: W) -> u32 {
         const HIGH: u32 = 0xffff_0000;
         let whole = value.widen();
         let bits = whole.to_bits();
@@ -122,12 +122,12 @@ impl<const N: usize> Product for Part<N> {
     }
 
     #[inline(always)]
-    fn words<S: Simd, W: Element>(self, _s: S, src: &[W], dst: &mut [f32]) {
+    fn words<S: Simd, W: Plain>(self, _s: S, src: &[W], dst: &mut [f32]) {
         pairs(src, dst, Self::of);
     }
 
     #[inline(always)]
-    fn words_across<S: Simd, W: Element>(self, _s: S, rows: [&[W]; 2], dst: &mut [f32]) {
+    fn words_across<S: Simd, W: Plain>(self, _s: S, rows: [&[W]; 2], dst: &mut [f32]) {
         pairs_across(rows, dst, Self::of);
     }
 
@@ -150,7 +150,7 @@ impl Product for Rounded {
     }
 
     #[inline(always)]
-    fn words<S: Simd, W: Element>(self, _s: S, src: &[W], dst: &mut [f32]) {
+    fn words<S: Simd, W: Plain>(self, _s: S, src: &[W], dst: &mut [f32]) {
         assert_eq!(dst.len(), src.len());
         for (word, &value) in dst.iter_mut().zip(src) {
             *word = f32::from_bits(round::<W>(value) << 16);
@@ -158,7 +158,7 @@ impl Product for Rounded {
     }
 
     #[inline(always)]
-    fn words_across<S: Simd, W: Element>(self, s: S, rows: [&[W]; 2], dst: &mut [f32]) {
+    fn words_across<S: Simd, W: Plain>(self, s: S, rows: [&[W]; 2], dst: &mut [f32]) {
         self.words(s, rows[0], dst);
     }
 
@@ -170,7 +170,7 @@ impl Product for Rounded {
 
 /// Words of two neighbours of `src` each, whose 16 bits `half` makes.
 #[inline(always)]
-fn pairs<W: Element>(src: &[W], dst: &mut [f32], half: impl Fn(W) -> u32) {
+fn pairs<W: Plain>(src: &[W], dst: &mut [f32], half: impl Fn(W) -> u32) {
     assert_eq!(dst.len(), src.len().div_ceil(2));
     let pairs = src.chunks_exact(2);
     if let (&[last], Some(word)) = (pairs.remainder(), dst.last_mut()) {
@@ -183,7 +183,7 @@ fn pairs<W: Element>(src: &[W], dst: &mut [f32], half: impl Fn(W) -> u32) {
 
 /// [`pairs`] of values that are `bf16` already: in memory they are words.
 #[inline(always)]
-fn copy_pairs<W: Element>(src: &[W], dst: &mut [f32]) {
+fn copy_pairs<W: Plain>(src: &[W], dst: &mut [f32]) {
     assert!(W::DTYPE == DType::BF16 && dst.len() == src.len().div_ceil(2));
     if let (1, Some(word)) = (src.len() % 2, dst.last_mut()) {
         *word = 0.0;
@@ -195,7 +195,7 @@ fn copy_pairs<W: Element>(src: &[W], dst: &mut [f32]) {
 
 /// Words of `low[i]` and `high[i]`, the latter zero if that row is empty.
 #[inline(always)]
-fn pairs_across<W: Element>([low, high]: [&[W]; 2], dst: &mut [f32], half: impl Fn(W) -> u32) {
+fn pairs_across<W: Plain>([low, high]: [&[W]; 2], dst: &mut [f32], half: impl Fn(W) -> u32) {
     assert_eq!(dst.len(), low.len());
     if high.is_empty() {
         for (word, &low) in dst.iter_mut().zip(low) {
@@ -211,7 +211,7 @@ fn pairs_across<W: Element>([low, high]: [&[W]; 2], dst: &mut [f32], half: impl 
 
 /// The bits of `value` rounded to `bf16`.
 #[inline(always)]
-fn round<W: Element>(value: W) -> u32 {
+fn round<W: Plain>(value: W) -> u32 {
     let bits = value.widen().to_bits();
     if W::DTYPE == DType::BF16 {
         return bits >> 16;
@@ -220,20 +220,6 @@ fn round<W: Element>(value: W) -> u32 {
     let rounded = (bits.wrapping_add(0x7fff + ((bits >> 16) & 1))) >> 16;
     let quiet_nan = (bits >> 16) | 0x40;
     if bits & 0x7fff_ffff > 0x7f80_0000 { quiet_nan } else { rounded }
-}
-
-/// Widens a row to `f32`.
-#[inline(always)]
-pub(crate) fn widen<S: Simd, W: Element>(s: S, src: &[W], dst: &mut [f32]) {
-    assert_eq!(src.len(), dst.len());
-    let whole = src.len() / S::LANES * S::LANES;
-    for i in (0..whole).step_by(S::LANES) {
-        // SAFETY: `i + LANES <= len` of both.
-        unsafe { s.store(dst.as_mut_ptr().add(i), W::load(s, src.as_ptr().add(i))) };
-    }
-    for (d, v) in dst[whole..].iter_mut().zip(&src[whole..]) {
-        *d = v.widen();
-    }
 }
 
 #[cfg(test)]

@@ -3,7 +3,8 @@
 //! Each (weight row, x row) pair has one vector accumulator that runs along `K` and is summed at the end in a fixed order.
 //! Several weight rows are in flight, for the latency of the additions and so that memory is read in several streams. Which
 //! rows share a tile changes nothing in the arithmetic of any of them: results are the same bits for one row and for many, and
-//! for weights that lie in records as for the same ones lying together.
+//! for weights that lie in records as for the same ones lying together. Where weights have scales the products of a group are
+//! summed by themselves, and the sum is multiplied with the scale.
 //!
 //! Within a tile weight rows are at equal distances: the loops go through the runs of the weights' layout, and ask for the first
 //! rows of the next run at the end of one.
@@ -126,43 +127,64 @@ impl<W: Element> Rows<'_, W> {
     ) {
         let Linear { w, bias, x, k, n: width, .. } = self.linear;
         let stride = w.layout.stride();
-        let w = w.elements[start..][..(R - 1) * stride + k].as_ptr();
+        let w = w.elements[start..][..(R - 1) * stride + w.span].as_ptr();
         let x = x[first * k..(first + T) * k].as_ptr();
         let mut acc = [[s.zero(); T]; R];
-        let whole = k / S::LANES * S::LANES;
         let mut i = 0;
-        while i < whole {
-            // SAFETY: `i + LANES <= k`, inside each of the R rows, `stride` apart, and of the T rows sliced above.
-            unsafe {
-                let mut xs = [s.zero(); T];
-                for t in 0..T {
-                    xs[t] = s.load(x.add(t * k + i));
-                }
+        while i < k {
+            let end = W::group_end(i, k);
+            let start = i;
+            let mut sums = if W::SCALED { [[s.zero(); T]; R] } else { acc };
+            if W::SCALED && AHEAD > 0 {
                 for r in 0..R {
-                    let wv = W::load(s, w.add(r * stride + i));
-                    if AHEAD > 0 {
-                        s.prefetch(ahead.wrapping_add(r * stride + i));
-                    }
-                    for t in 0..T {
-                        acc[r][t] = s.fma(wv, xs[t], acc[r][t]);
-                    }
+                    W::prefetch(s, ahead.wrapping_add(r * stride), k, i);
                 }
             }
-            i += S::LANES;
-        }
-        if whole < k {
-            // SAFETY: `k - whole` values are left in each row.
-            unsafe {
-                let mut xs = [s.zero(); T];
-                for t in 0..T {
-                    xs[t] = s.load_part(x.add(t * k + whole), k - whole);
-                }
-                for r in 0..R {
-                    let wv = W::load_part(s, w.add(r * stride + whole), k - whole);
+            while i + S::LANES <= end {
+                // SAFETY: `i + LANES <= k`, inside each of the R rows, `stride` apart, and of the T rows sliced above.
+                unsafe {
+                    let mut xs = [s.zero(); T];
                     for t in 0..T {
-                        acc[r][t] = s.fma(wv, xs[t], acc[r][t]);
+                        xs[t] = s.load(x.add(t * k + i));
+                    }
+                    for r in 0..R {
+                        let wv = W::load(s, w.add(r * stride + i));
+                        if !W::SCALED && AHEAD > 0 {
+                            W::prefetch(s, ahead.wrapping_add(r * stride), k, i);
+                        }
+                        for t in 0..T {
+                            sums[r][t] = s.fma(wv, xs[t], sums[r][t]);
+                        }
                     }
                 }
+                i += S::LANES;
+            }
+            if i < end {
+                // SAFETY: `end - i` values are left of the group in each row.
+                unsafe {
+                    let mut xs = [s.zero(); T];
+                    for t in 0..T {
+                        xs[t] = s.load_part(x.add(t * k + i), end - i);
+                    }
+                    for r in 0..R {
+                        let wv = W::load_part(s, w.add(r * stride + i), end - i);
+                        for t in 0..T {
+                            sums[r][t] = s.fma(wv, xs[t], sums[r][t]);
+                        }
+                    }
+                }
+                i = end;
+            }
+            if W::SCALED {
+                for r in 0..R {
+                    // SAFETY: the R rows are whole, and `start < k`.
+                    let scale = s.splat(unsafe { W::scale(w.add(r * stride), k, start) });
+                    for t in 0..T {
+                        acc[r][t] = s.fma(sums[r][t], scale, acc[r][t]);
+                    }
+                }
+            } else {
+                acc = sums;
             }
         }
         for r in 0..R {

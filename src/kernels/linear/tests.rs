@@ -57,7 +57,12 @@ fn records_change_nothing(isa: IsaName) {
 fn large_shapes_agree(isa: IsaName) {
     // More than one block along every dimension.
     let Some(cpu) = cpu(isa, 2, Compute::F32) else { return };
-    for (n, k, t, dtype) in [(205, 600, 270, DType::BF16), (97, 513, 300, DType::F16), (300, 256, 65, DType::F32)] {
+    for (n, k, t, dtype) in [
+        (205, 600, 270, DType::BF16),
+        (97, 513, 300, DType::F16),
+        (300, 256, 65, DType::F32),
+        (97, 1413, 270, DType::I8),
+    ] {
         let (w, x) = (matrix(1, n, k, dtype), values(2, t * k));
         close(&run(&cpu, &w, None, &x), &oracle::linear(&w, None, &x, Compute::F32)).unwrap();
     }
@@ -102,12 +107,16 @@ fn few_rows_are_the_rows_one_by_one(isa: IsaName) {
     }
 }
 
+/// A matrix without scales and one with.
+fn both(seed: u64, n: usize, k: usize) -> [crate::tensor::Matrix; 2] {
+    [DType::BF16, DType::I8].map(|dtype| matrix(seed, n, k, dtype))
+}
+
 fn broken_values_stay_visible(isa: IsaName) {
     let Some(cpu) = cpu(isa, 1, Compute::F32) else { return };
     for t in [1, 5, 120] {
         let (n, k) = (9, 50);
-        let w = matrix(8, n, k, DType::BF16);
-        for broken in [f32::NAN, f32::INFINITY] {
+        for (w, broken) in both(8, n, k).into_iter().flat_map(|w| [(w.clone(), f32::NAN), (w, f32::INFINITY)]) {
             let mut x = values(9, t * k);
             x[(t - 1) * k + 49] = broken;
             let out = run(&cpu, &w, None, &x);
@@ -152,7 +161,12 @@ fn transposed_agrees_with_the_oracle(isa: IsaName) {
 
 fn large_transposed_shapes_agree(isa: IsaName) {
     let Some(cpu) = cpu(isa, 2, Compute::F32) else { return };
-    for (n, k, t, dtype) in [(600, 205, 270, DType::BF16), (513, 97, 300, DType::F16), (1025, 300, 65, DType::F32)] {
+    for (n, k, t, dtype) in [
+        (600, 205, 270, DType::BF16),
+        (513, 97, 300, DType::F16),
+        (1025, 300, 65, DType::F32),
+        (1413, 215, 270, DType::I8),
+    ] {
         let (w, x) = (matrix(1, n, k, dtype), values(2, t * n));
         close(&run_transposed(&cpu, &w, None, &x), &oracle::transposed(&w, None, &x, Compute::F32)).unwrap();
     }
@@ -201,8 +215,7 @@ fn broken_values_stay_visible_in_the_transposed(isa: IsaName) {
     let Some(cpu) = cpu(isa, 1, Compute::F32) else { return };
     for t in [1, 5, 120] {
         let (n, k) = (50, 9);
-        let w = matrix(8, n, k, DType::BF16);
-        for broken in [f32::NAN, f32::INFINITY] {
+        for (w, broken) in both(8, n, k).into_iter().flat_map(|w| [(w.clone(), f32::NAN), (w, f32::INFINITY)]) {
             let mut x = values(9, t * n);
             x[(t - 1) * n + 49] = broken;
             let out = run_transposed(&cpu, &w, None, &x);

@@ -12,7 +12,7 @@
 use shadowllm_weights::DType;
 
 use super::gemm::{Factors, gemm};
-use super::weights::ByColumns;
+use super::weights::{ByColumns, Words};
 use super::{BF16_ROWS, blocked_name, compute};
 use crate::kernels::add_assign;
 use crate::kernels::cpu::{Compute, Cpu};
@@ -40,7 +40,7 @@ fn blocked(cpu: &Cpu, dtype: DType, rows: usize) -> Option<Compute> {
 ///
 /// `w` `[N, K]`, `bias` `[K]`, `x` `[T, N]`, `out` `[T, K]`: `out[t][k] = sum_n x[t][n] * w[n][k] + bias[k]`, accumulated in
 /// `f32`: `|error| <= (N/8 + 16) * 2^-23 * (sum_n |x[t][n] * w[n][k]| + |bias[k]|)`. With [`Compute::Bf16`], `bf16`
-/// weights and at least 32 rows, `x` is rounded to `bf16` first.
+/// or `int8` weights and at least 32 rows, `x` is rounded to `bf16` first, and so are `int8` weights.
 ///
 /// # Panics
 /// If the lengths do not fit: `x.len() == T * N`, `out.len() == T * K`, `bias.len() == K`.
@@ -56,6 +56,7 @@ pub fn linear_transposed(cpu: &Cpu, w: &Matrix, bias: Option<&[f32]>, x: &[f32],
         MatrixView::F32(v) => Transposed { w: w.rows_of(v), bias, x, n, k, t }.run(cpu, out),
         MatrixView::F16(v) => Transposed { w: w.rows_of(v), bias, x, n, k, t }.run(cpu, out),
         MatrixView::BF16(v) => Transposed { w: w.rows_of(v), bias, x, n, k, t }.run(cpu, out),
+        MatrixView::I8(v) => Transposed { w: w.rows_of(v), bias, x, n, k, t }.run(cpu, out),
     }
 }
 
@@ -98,7 +99,7 @@ struct Transposed<'a, W> {
     t: usize,
 }
 
-impl<W: Element> Transposed<'_, W> {
+impl<W: Words> Transposed<'_, W> {
     fn run(self, cpu: &Cpu, out: &mut [f32]) {
         let Transposed { w, bias, x, n, k, t } = self;
         if t == 0 {
@@ -106,10 +107,10 @@ impl<W: Element> Transposed<'_, W> {
         }
         if let Some(compute) = blocked(cpu, W::DTYPE, t) {
             // What is an output of a layer is an input here.
-            let factors = Factors { weights: ByColumns { w }, bias, x, n: k, k: n, t };
+            let factors = Factors { weights: ByColumns { w, cols: k }, bias, x, n: k, k: n, t };
             return gemm(cpu, compute, factors, out);
         }
-        Pieces::new(n).sum(cpu, k * size_of::<W>(), None, out, &|range, sums| {
+        Pieces::new(n).sum(cpu, w.span * size_of::<W>(), None, out, &|range, sums| {
             cpu.run(Sums { transposed: self, first: range.start, end: range.end, sums });
         });
         if let Some(bias) = bias {
@@ -135,15 +136,15 @@ impl<W: Element> Kernel for Sums<'_, W> {
         let Transposed { w, x, n, k, t, .. } = self.transposed;
         if t == 1 {
             let row = |i: usize| (self.first + i < n).then(|| w.row(self.first + i));
-            return add_rows(s, &x[self.first..self.end], row, self.sums);
+            return add_rows(s, &x[self.first..self.end], k, 0..k, row, self.sums);
         }
-        let RowsOf { elements, layout, .. } = w;
+        let RowsOf { elements, layout, span } = w;
         let mut at = self.first;
         while at < self.end {
             // A group of weight rows, at equal distances, stays in the cache while all rows of x pass.
             let rows = if at + TILE <= self.end.min(layout.run_end(at)) { TILE } else { 1 };
             let ahead = elements.as_ptr().wrapping_add(layout.start(at + rows));
-            let tile = Tile { w: &elements[layout.start(at)..], stride: layout.stride(), ahead, n, k };
+            let tile = Tile { w: &elements[layout.start(at)..], stride: layout.stride(), span, ahead, n, k };
             for first in (0..t).step_by(TILE) {
                 let x = &x[first * n + at..];
                 let sums = &mut self.sums[first * k..];
@@ -169,6 +170,8 @@ struct Tile<'a, W> {
     w: &'a [W],
     /// From one row to the next.
     stride: usize,
+    /// Elements of a row.
+    span: usize,
     /// Rows to ask for meanwhile, at the same distances.
     ahead: *const W,
     n: usize,
@@ -180,48 +183,59 @@ impl<W: Element> Tile<'_, W> {
     /// `x` are `n` apart.
     #[inline(always)]
     fn add<S: Simd, const R: usize, const T: usize>(&self, s: S, x: &[f32], sums: &mut [f32]) {
-        let &Tile { w, stride, ahead, n, k } = self;
-        let mut factors = [[s.zero(); T]; R];
-        for t in 0..T {
-            for r in 0..R {
-                factors[r][t] = s.splat(x[t * n + r]);
-            }
-        }
-        let (w, sums) = (w[..(R - 1) * stride + k].as_ptr(), sums[..T * k].as_mut_ptr());
-        let whole = k / S::LANES * S::LANES;
+        let &Tile { w, stride, span, ahead, n, k } = self;
+        let (w, sums) = (w[..(R - 1) * stride + span].as_ptr(), sums[..T * k].as_mut_ptr());
         let mut i = 0;
-        while i < whole {
-            // SAFETY: `i + LANES <= k`, inside each of the R rows, `stride` apart, and of the T sums sliced above.
-            unsafe {
-                let mut ws = [s.zero(); R];
-                for r in 0..R {
-                    ws[r] = W::load(s, w.add(r * stride + i));
-                    s.prefetch(ahead.wrapping_add(r * stride + i));
-                }
+        while i < k {
+            let end = W::group_end(i, k);
+            let mut factors = [[s.zero(); T]; R];
+            for r in 0..R {
+                // SAFETY: the R rows are whole, and `i < k`.
+                let scale = unsafe { W::scale(w.add(r * stride), k, i) };
                 for t in 0..T {
-                    let mut acc = s.load(sums.add(t * k + i));
-                    for r in 0..R {
-                        acc = s.fma(ws[r], factors[r][t], acc);
-                    }
-                    s.store(sums.add(t * k + i), acc);
+                    // As where one row is added: the scale goes to the factor.
+                    factors[r][t] = s.splat(if W::SCALED { x[t * n + r] * scale } else { x[t * n + r] });
+                }
+                if W::SCALED {
+                    W::prefetch(s, ahead.wrapping_add(r * stride), k, i);
                 }
             }
-            i += S::LANES;
-        }
-        if whole < k {
-            // SAFETY: `k - whole` values are left in each row and sum.
-            unsafe {
-                let mut ws = [s.zero(); R];
-                for r in 0..R {
-                    ws[r] = W::load_part(s, w.add(r * stride + whole), k - whole);
-                }
-                for t in 0..T {
-                    let mut acc = s.load_part(sums.add(t * k + whole), k - whole);
+            while i + S::LANES <= end {
+                // SAFETY: `i + LANES <= k`, inside each of the R rows, `stride` apart, and of the T sums sliced above.
+                unsafe {
+                    let mut ws = [s.zero(); R];
                     for r in 0..R {
-                        acc = s.fma(ws[r], factors[r][t], acc);
+                        ws[r] = W::load(s, w.add(r * stride + i));
+                        if !W::SCALED {
+                            W::prefetch(s, ahead.wrapping_add(r * stride), k, i);
+                        }
                     }
-                    s.store_part(sums.add(t * k + whole), acc, k - whole);
+                    for t in 0..T {
+                        let mut acc = s.load(sums.add(t * k + i));
+                        for r in 0..R {
+                            acc = s.fma(ws[r], factors[r][t], acc);
+                        }
+                        s.store(sums.add(t * k + i), acc);
+                    }
                 }
+                i += S::LANES;
+            }
+            if i < end {
+                // SAFETY: `end - i` values are left of the group in each row and sum.
+                unsafe {
+                    let mut ws = [s.zero(); R];
+                    for r in 0..R {
+                        ws[r] = W::load_part(s, w.add(r * stride + i), end - i);
+                    }
+                    for t in 0..T {
+                        let mut acc = s.load_part(sums.add(t * k + i), end - i);
+                        for r in 0..R {
+                            acc = s.fma(ws[r], factors[r][t], acc);
+                        }
+                        s.store_part(sums.add(t * k + i), acc, end - i);
+                    }
+                }
+                i = end;
             }
         }
     }

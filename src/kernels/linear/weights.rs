@@ -2,7 +2,8 @@
 //!
 //! The product itself only knows tiles, [`TILE_ROWS`] outputs by [`K_BLOCK`] words, and where a word of a tile is. What differs
 //! is how many tiles are best made at once: along rows one tile is six contiguous pieces; down columns a tile is a few bytes of
-//! many rows, so the tiles beside it, which share the cache lines, are made with it. Rows may lie in records ([`RowsOf`]).
+//! many rows, so the tiles beside it, which share the cache lines, are made with it. Rows may lie in records ([`RowsOf`]). Weights
+//! with scales are widened to `f32` first, piece by piece in the nearest cache ([`Words`]): each is then used for many tokens.
 
 use std::ops::Range;
 
@@ -10,8 +11,8 @@ use shadowllm_weights::DType;
 
 use super::gemm::{K_BLOCK, ROW_BLOCK, TILE_ROWS};
 use super::product::Product;
-use crate::kernels::simd::{Element, Simd, transpose};
-use crate::tensor::RowsOf;
+use crate::kernels::simd::{Element, Plain, Simd, transpose};
+use crate::tensor::{Int8, RowsOf};
 
 /// The weights of one product, `weight(output, k)`.
 pub(super) trait Weights: Copy + Send + Sync {
@@ -50,14 +51,84 @@ pub(super) trait Weights: Copy + Send + Sync {
     );
 }
 
+/// Most values of a row that are made into words at once: those of a block of [`K_BLOCK`] words, and of one of the AMX product.
+const MOST_VALUES: usize = 640;
+
+const _: () = assert!(MOST_VALUES >= 2 * K_BLOCK && MOST_VALUES >= ROW_BLOCK);
+
+/// A format whose rows can be made into the words of a product.
+pub(crate) trait Words: Element {
+    /// Makes the words of values `range` of a row of `cols` values, as [`Product::words`] does.
+    fn words<S: Simd, P: Product>(s: S, product: P, row: &[Self], cols: usize, range: Range<usize>, dst: &mut [f32]);
+
+    /// Makes words across two rows, as [`Product::words_across`] does. A second row that does not exist is empty.
+    fn words_across<S: Simd, P: Product>(
+        s: S,
+        product: P,
+        rows: [&[Self]; 2],
+        cols: usize,
+        range: Range<usize>,
+        dst: &mut [f32],
+    );
+}
+
+impl<W: Plain> Words for W {
+    #[inline(always)]
+    fn words<S: Simd, P: Product>(s: S, product: P, row: &[W], _cols: usize, range: Range<usize>, dst: &mut [f32]) {
+        product.words(s, &row[range], dst);
+    }
+
+    #[inline(always)]
+    fn words_across<S: Simd, P: Product>(
+        s: S,
+        product: P,
+        [low, high]: [&[W]; 2],
+        _cols: usize,
+        range: Range<usize>,
+        dst: &mut [f32],
+    ) {
+        let high = if high.is_empty() { high } else { &high[range.clone()] };
+        product.words_across(s, [&low[range], high], dst);
+    }
+}
+
+impl Words for Int8 {
+    #[inline(always)]
+    fn words<S: Simd, P: Product>(s: S, product: P, row: &[Int8], cols: usize, range: Range<usize>, dst: &mut [f32]) {
+        let mut values = [0.0; MOST_VALUES];
+        let values = &mut values[..range.len()];
+        Int8::widen_row(s, row, cols, range.start, values);
+        product.words(s, values, dst);
+    }
+
+    #[inline(always)]
+    fn words_across<S: Simd, P: Product>(
+        s: S,
+        product: P,
+        rows: [&[Int8]; 2],
+        cols: usize,
+        range: Range<usize>,
+        dst: &mut [f32],
+    ) {
+        let mut values = [[0.0; ROW_BLOCK]; 2];
+        for (values, row) in values.iter_mut().zip(rows).filter(|(_, row)| !row.is_empty()) {
+            Int8::widen_row(s, row, cols, range.start, &mut values[..range.len()]);
+        }
+        let [low, high] = values.each_ref().map(|values| &values[..range.len()]);
+        product.words_across(s, [low, if rows[1].is_empty() { &[] } else { high }], dst);
+    }
+}
+
 /// `weight(n, k) = w[n][k]`.
 #[derive(Clone, Copy)]
 pub(super) struct ByRows<'a, W> {
     /// `[n, k]`
     pub(super) w: RowsOf<'a, W>,
+    /// `k`
+    pub(super) cols: usize,
 }
 
-impl<W: Element> Weights for ByRows<'_, W> {
+impl<W: Words> Weights for ByRows<'_, W> {
     const DTYPE: DType = W::DTYPE;
     const GROUP: usize = TILE_ROWS;
     const STRIDES: [usize; 2] = [K_BLOCK, 1];
@@ -85,14 +156,14 @@ impl<W: Element> Weights for ByRows<'_, W> {
         [words, row]: [usize; 2],
         tile: &mut [f32],
     ) {
-        let RowsOf { elements, layout, .. } = self.w;
+        let RowsOf { elements, layout, span } = self.w;
         let (mut starts, mut next) = (layout.starts(outputs.start), layout.starts(outputs.start + tile.len() / row));
         let real = along.len().div_ceil(P::PER_WORD);
         for (i, row) in tile.chunks_exact_mut(row).map(|row| &mut row[..words]).enumerate() {
             let start = starts.advance();
             match outputs.start + i < outputs.end {
                 true => {
-                    product.words(s, &elements[start..][along.clone()], &mut row[..real]);
+                    W::words(s, product, &elements[start..][..span], self.cols, along.clone(), &mut row[..real]);
                     row[real..].fill(0.0);
                 }
                 false => row.fill(0.0),
@@ -108,9 +179,11 @@ impl<W: Element> Weights for ByRows<'_, W> {
 pub(super) struct ByColumns<'a, W> {
     /// `[n, k]`
     pub(super) w: RowsOf<'a, W>,
+    /// `k`
+    pub(super) cols: usize,
 }
 
-impl<W: Element> Weights for ByColumns<'_, W> {
+impl<W: Words> Weights for ByColumns<'_, W> {
     const DTYPE: DType = W::DTYPE;
     const GROUP: usize = ROW_BLOCK;
     const STRIDES: [usize; 2] = [1, TILE_ROWS];
@@ -127,16 +200,16 @@ impl<W: Element> Weights for ByColumns<'_, W> {
         // Outputs beyond the end stay zero.
         let mut words = [0.0; ROW_BLOCK];
         let count = outputs.len().div_ceil(TILE_ROWS);
-        let RowsOf { elements, layout, .. } = self.w;
+        let RowsOf { elements, layout, span } = self.w;
         // The rows of this block, and those of the next.
         let (mut starts, mut later) = (layout.starts(along.start), layout.starts(along.start + K_BLOCK * P::PER_WORD));
         for (i, n) in along.clone().step_by(P::PER_WORD).enumerate() {
             let mut rows: [&[W]; 2] = [&[]; 2];
             for row in &mut rows[..P::PER_WORD.min(along.end - n)] {
-                *row = &elements[starts.advance()..][outputs.clone()];
+                *row = &elements[starts.advance()..][..span];
                 prefetch(s, elements, later.advance(), outputs.clone());
             }
-            product.words_across(s, rows, &mut words[..outputs.len()]);
+            W::words_across(s, product, rows, self.cols, outputs.clone(), &mut words[..outputs.len()]);
             for (tile, words) in
                 tiles.chunks_exact_mut(TILE_ROWS * K_BLOCK).zip(words.chunks_exact(TILE_ROWS)).take(count)
             {
@@ -158,7 +231,7 @@ impl<W: Element> Weights for ByColumns<'_, W> {
         /// Words that are turned at once: eight vectors of outputs each.
         const STEP: usize = 16;
         let mut across = [0.0; STEP * ROW_BLOCK];
-        let RowsOf { elements, layout, .. } = self.w;
+        let RowsOf { elements, layout, span } = self.w;
         let (count, width) = (outputs.len(), tile.len() / row);
         assert!(count <= width && width <= ROW_BLOCK && words <= row);
         let mut starts = layout.starts(along.start);
@@ -168,11 +241,11 @@ impl<W: Element> Weights for ByColumns<'_, W> {
                 let n = along.start + (first + i) * P::PER_WORD;
                 let mut rows: [&[W]; 2] = [&[]; 2];
                 for row in &mut rows[..P::PER_WORD.min(along.end.saturating_sub(n))] {
-                    *row = &elements[starts.advance()..][outputs.clone()];
+                    *row = &elements[starts.advance()..][..span];
                 }
                 match n < along.end {
                     true => {
-                        product.words_across(s, rows, &mut line[..count]);
+                        W::words_across(s, product, rows, self.cols, outputs.clone(), &mut line[..count]);
                         line[count..].fill(0.0);
                     }
                     false => line.fill(0.0),

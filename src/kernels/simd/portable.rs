@@ -56,6 +56,12 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
+    unsafe fn load_i8(self, p: *const i8) -> f32x8 {
+        // SAFETY: the caller promises 8 readable values.
+        f32x8::new(unsafe { *p.cast::<[i8; LANES]>() }.map(f32::from))
+    }
+
+    #[inline(always)]
     unsafe fn store(self, p: *mut f32, v: f32x8) {
         // SAFETY: the caller promises 8 writable values.
         unsafe { *p.cast::<[f32; LANES]>() = v.to_array() }

@@ -165,6 +165,7 @@ impl Fields {
             Some("float32") => Some(DType::F32),
             Some("float16") => Some(DType::F16),
             Some("bfloat16") => Some(DType::BF16),
+            Some("int8") => Some(DType::I8),
             _ => None,
         })
     }

@@ -281,4 +281,17 @@ impl ModelConfig {
     pub fn to_json(&self) -> Vec<u8> {
         write::to_json(self)
     }
+
+    /// Whether [`ModelConfig::to_json`] says all that counts.
+    ///
+    /// # Errors
+    /// [`Error::ConfigImpossible`].
+    pub(crate) fn check_writable(&self) -> Result<()> {
+        let again = ModelConfig::from_json(&self.to_json())?;
+        if again.structure() == self.structure() {
+            return Ok(());
+        }
+        let reason = format!("no config.json of type {} can say what this one says", self.architecture.name());
+        Err(Error::ConfigImpossible { reason })
+    }
 }

@@ -3,7 +3,6 @@
 use serde_json::{Map, Value, json};
 
 use super::{Architecture, ModelConfig, NormKind, NormPlacement, Positions, Rope, RopeScaling};
-use crate::DType;
 
 pub(super) fn to_json(config: &ModelConfig) -> Vec<u8> {
     let mut out = Map::new();
@@ -22,12 +21,7 @@ pub(super) fn to_json(config: &ModelConfig) -> Vec<u8> {
     put("eos_token_id", if let [id] = config.eos[..] { json!(id) } else { json!(config.eos) });
     put("pad_token_id", json!(config.pad));
     if let Some(dtype) = config.dtype {
-        let name = match dtype {
-            DType::F32 => "float32",
-            DType::F16 => "float16",
-            DType::BF16 => "bfloat16",
-        };
-        put("torch_dtype", json!(name));
+        put("torch_dtype", json!(dtype.torch_name()));
     }
     match config.architecture {
         Architecture::Opt => put_opt(config, &mut put),

@@ -185,12 +185,7 @@ impl Hyper {
         set("tie_word_embeddings", json!(found.tied));
         set("use_cache", json!(true));
         set("vocab_size", json!(found.vocab));
-        let dtype = match dtype {
-            DType::F32 => "float32",
-            DType::F16 => "float16",
-            DType::BF16 => "bfloat16",
-        };
-        set("torch_dtype", json!(dtype));
+        set("torch_dtype", json!(dtype.torch_name()));
         Value::Object(config)
     }
 }

@@ -15,28 +15,29 @@ use super::problem::GgufProblem;
 use super::reader::Gguf;
 use super::tensors::{self, Plan};
 use super::tokenizer::{TokenizerFiles, tokenizer};
-use crate::{DType, Error, Progress, Result, SafetensorsWriter, StagedDirectory, files};
+use crate::quantize::Encoder;
+use crate::{DType, Error, Progress, Result, SafetensorsWriter, StagedDirectory, checkpoint_metadata, files};
 
 /// What an import did.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ImportReport {
     /// The new directory.
     pub directory: PathBuf,
-    /// Architecture: "llama" or "qwen2".
+    /// Architecture, such as "llama" or "qwen2".
     pub architecture: String,
-    /// Type of the tensors written: "f32", "f16" or "bf16".
+    /// Type of the tensors written: "f32", "f16", "bf16" or "int8".
     pub dtype: String,
     /// Number of tensors written.
     pub tensors: usize,
     /// Number of values in them.
     pub parameters: u64,
-    /// Number of tensors of each type in the GGUF file.
+    /// Number of tensors of each type in what was imported.
     pub source_types: BTreeMap<String, usize>,
     /// Bytes of `model.safetensors`.
     pub bytes: u64,
     /// Whether the embedding table is also the LM head.
     pub tied: bool,
-    /// Number of tokens of the tokenizer; `None` if the GGUF file has none.
+    /// Number of tokens of the tokenizer; `None` if a GGUF file has none, or if the tokenizer was copied.
     pub tokens: Option<usize>,
 }
 
@@ -62,8 +63,8 @@ struct Prepared<'a> {
 /// ```
 ///
 /// # Errors
-/// [`Error::Gguf`] says what is wrong with the file, [`Error::OutputExists`], [`Error::Io`], and [`Error::Write`] if the disk
-/// is full.
+/// [`Error::Gguf`] says what is wrong with the file, [`Error::OutputExists`], [`Error::Io`], [`Error::Write`] if the disk
+/// is full, and [`Error::NotFinite`] for int8 weights of such a value.
 pub fn import(gguf: &Path, out_dir: &Path, dtype: DType, progress: &dyn Progress) -> Result<ImportReport> {
     let (map, _) = files::map(gguf)?;
     let problem = |problem: GgufProblem| Error::Gguf { path: gguf.to_owned(), problem };
@@ -134,6 +135,12 @@ enum Failure {
     Target(Error),
 }
 
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Failure::Target(error)
+    }
+}
+
 impl From<GgufProblem> for Failure {
     fn from(problem: GgufProblem) -> Self {
         Failure::Source(problem)
@@ -143,17 +150,24 @@ impl From<GgufProblem> for Failure {
 /// Streams all tensors into a new safetensors file; returns its size.
 fn write_tensors(plan: &Plan, path: &Path, dtype: DType, progress: &dyn Progress, gguf: &Path) -> Result<u64> {
     let specs: Vec<_> = plan.tensors.iter().map(|t| t.spec(dtype)).collect();
-    // Hugging Face loaders want to know which framework's layout this is.
-    let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
-    let mut writer = SafetensorsWriter::create(path, &specs, &metadata)?;
+    let mut writer = SafetensorsWriter::create(path, &specs, &checkpoint_metadata(dtype))?;
     let bytes = writer.file_len();
     progress.start("importing", Some(specs.iter().filter_map(|s| s.byte_len()).map(|n| n as u64).sum()));
     let converted = plan.tensors.iter().try_for_each(|planned| {
-        planned.convert(dtype, |bytes| {
-            writer.append(&planned.name, bytes).map_err(Failure::Target)?;
+        let mut sink = |bytes: &[u8]| -> Result<(), Failure> {
+            writer.append(&planned.name, bytes)?;
             progress.advance(bytes.len() as u64);
             if progress.go_on() { Ok(()) } else { Err(Failure::Target(Error::Interrupted)) }
-        })
+        };
+        if dtype != DType::I8 {
+            return planned.convert(dtype, sink);
+        }
+        let mut encoder = Encoder::new(&planned.name, &planned.tensor.shape, planned.ends_a_block());
+        planned.convert(DType::F32, |bytes| {
+            let values: Vec<f32> = bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+            encoder.push(&values, &mut sink)
+        })?;
+        encoder.finish(&mut sink)
     });
     progress.finish();
     match converted {

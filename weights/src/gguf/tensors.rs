@@ -126,9 +126,19 @@ fn layer_entries(hyper: &Hyper, found: Found) -> Vec<LayerEntry> {
 }
 
 impl Planned<'_> {
-    /// Declaration for the writer.
+    /// Declaration for the writer, as [`ModelNames::stored`](crate::ModelNames::stored).
     pub(crate) fn spec(&self, dtype: DType) -> TensorSpec {
-        TensorSpec { name: self.name.clone(), dtype, shape: self.tensor.shape.clone() }
+        let mut shape = self.tensor.shape.clone();
+        let dtype = if dtype == DType::I8 && shape.len() == 1 { DType::F32 } else { dtype };
+        if dtype == DType::I8 && self.ends_a_block() {
+            shape.reverse();
+        }
+        TensorSpec { name: self.name.clone(), dtype, shape }
+    }
+
+    /// Whether it is one of [`ModelNames::outputs`](crate::ModelNames::outputs).
+    pub(crate) fn ends_a_block(&self) -> bool {
+        self.name.ends_with(".o_proj.weight") || self.name.ends_with(".down_proj.weight")
     }
 
     /// Row of the source that becomes row `row`.
@@ -191,7 +201,8 @@ impl Planned<'_> {
 /// Appends `values` in `dtype`, rounded to nearest even.
 fn encode(tensor: &GgufTensor, dtype: DType, values: &[f32], bytes: &mut Vec<u8>) -> GgufResult<()> {
     match dtype {
-        DType::F32 => bytes.extend(values.iter().flat_map(|v| v.to_le_bytes())),
+        // Rows of int8 are made of these.
+        DType::F32 | DType::I8 => bytes.extend(values.iter().flat_map(|v| v.to_le_bytes())),
         DType::BF16 => bytes.extend(values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes())),
         DType::F16 => {
             for &value in values {

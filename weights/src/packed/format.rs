@@ -7,7 +7,9 @@ use safetensors::Dtype;
 use super::PackedProblem;
 use super::identity::SourceIdentity;
 use crate::header::safetensors_metadata;
-use crate::{DType, Error, FfnNames, HeaderTensor, LayerNames, ModelConfig, ModelNames, parse_safetensors_header};
+use crate::{
+    DType, Error, FfnNames, HeaderTensor, INT8_GROUP, LayerNames, ModelConfig, ModelNames, parse_safetensors_header,
+};
 
 /// Metadata entry `format` of every packed file.
 pub(super) const FORMAT: &str = "shadowllm-packed";
@@ -81,6 +83,7 @@ pub(super) fn metadata(
     source: &SourceIdentity,
 ) -> BTreeMap<String, String> {
     let config = String::from_utf8_lossy(&config.to_json()).into_owned();
+    let group = (dtype == DType::I8).then(|| ("group", INT8_GROUP.to_string()));
     let entries = [
         ("format", FORMAT.to_owned()),
         ("version", VERSION.to_owned()),
@@ -90,7 +93,7 @@ pub(super) fn metadata(
         ("fingerprint", fingerprint.to_owned()),
         ("source", serde_json::json!(source).to_string()),
     ];
-    entries.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
+    entries.into_iter().chain(group).map(|(key, value)| (key.to_owned(), value)).collect()
 }
 
 /// Whether `file` says that it is a packed file, of whatever version.
@@ -121,6 +124,12 @@ pub fn parse_packed_header(file: &[u8]) -> Result<PackedHeader, PackedProblem> {
     }
     let config = ModelConfig::from_json(text.as_bytes()).map_err(|e| wrong("config", e.to_string()))?;
     let dtype: DType = entry("dtype")?.parse().map_err(|e: Error| wrong("dtype", e.to_string()))?;
+    if dtype == DType::I8 && *entry("group")? != INT8_GROUP.to_string() {
+        return Err(wrong(
+            "group",
+            format!("it is {:?}, and this program reads groups of {INT8_GROUP}", entry("group")?),
+        ));
+    }
     let source = serde_json::from_str(entry("source")?).map_err(|e| wrong("source", e.to_string()))?;
     let fingerprint = entry("fingerprint")?.clone();
     check_tensors(&config, dtype, &tensors)?;
@@ -130,7 +139,10 @@ pub fn parse_packed_header(file: &[u8]) -> Result<PackedHeader, PackedProblem> {
 /// Exactly the tensors that the configuration asks for, each with its shape, type and alignment.
 fn check_tensors(config: &ModelConfig, dtype: DType, tensors: &[HeaderTensor]) -> Result<(), PackedProblem> {
     let mut found: HashMap<&str, &HeaderTensor> = tensors.iter().map(|t| (t.name.as_str(), t)).collect();
-    let mut take = |name: String, expected: Vec<usize>| {
+    let mut take = |name: String, shape: Vec<usize>, dtype: DType| {
+        let Some(expected) = dtype.stored_shape(&shape) else {
+            return Err(PackedProblem::Shape { name, found: Vec::new(), expected: shape });
+        };
         let Some(tensor) = found.remove(name.as_str()) else {
             return Err(PackedProblem::MissingTensor { name });
         };
@@ -146,17 +158,23 @@ fn check_tensors(config: &ModelConfig, dtype: DType, tensors: &[HeaderTensor]) -
     };
     // First the packed ones: a file without them cannot make this loop long, whatever its configuration says.
     for (name, shape) in packed_layout(config) {
-        let tensor = take(name, shape)?;
+        let tensor = take(name, shape, dtype)?;
         if type_of(tensor.dtype) != Some(dtype) {
             return Err(PackedProblem::dtype(&tensor.name, tensor.dtype, dtype));
         }
     }
     let names = ModelNames::of(config, |name| tensors.iter().any(|t| t.name == name));
     for (name, shape) in rest_layout(config, &names) {
-        let tensor = take(name, shape)?;
-        if type_of(tensor.dtype).is_none() {
-            let (name, found) = (tensor.name.clone(), tensor.dtype.to_string());
-            return Err(PackedProblem::Type { name, found, expected: "f32, f16 or bf16".to_owned() });
+        let own = if dtype == DType::I8 && shape.len() > 1 { DType::I8 } else { DType::F32 };
+        let tensor = take(name, shape, own)?;
+        match type_of(tensor.dtype) {
+            // What is not packed may have another type than the records, but for int8.
+            Some(found) if (found == DType::I8) == (own == DType::I8) => {}
+            _ if own == DType::I8 => return Err(PackedProblem::dtype(&tensor.name, tensor.dtype, own)),
+            _ => {
+                let (name, found) = (tensor.name.clone(), tensor.dtype.to_string());
+                return Err(PackedProblem::Type { name, found, expected: "f32, f16 or bf16".to_owned() });
+            }
         }
     }
     match found.into_keys().min() {
@@ -165,12 +183,22 @@ fn check_tensors(config: &ModelConfig, dtype: DType, tensors: &[HeaderTensor]) -
     }
 }
 
+/// Shapes of the tensors of int8 rows of a file that was checked; none in files of other types.
+pub(super) fn int8_shapes(config: &ModelConfig, dtype: DType, tensors: &[HeaderTensor]) -> HashMap<String, Vec<usize>> {
+    if dtype != DType::I8 {
+        return HashMap::new();
+    }
+    let names = ModelNames::of(config, |name| tensors.iter().any(|t| t.name == name));
+    packed_layout(config).chain(rest_layout(config, &names)).filter(|(_, shape)| shape.len() > 1).collect()
+}
+
 /// The engine's name of a safetensors type.
 fn type_of(dtype: Dtype) -> Option<DType> {
     match dtype {
         Dtype::F32 => Some(DType::F32),
         Dtype::F16 => Some(DType::F16),
         Dtype::BF16 => Some(DType::BF16),
+        Dtype::I8 => Some(DType::I8),
         _ => None,
     }
 }

@@ -36,7 +36,7 @@ impl PackedCheckpoint {
             let memory: Vec<_> = matrices.iter().map(|matrix| matrix.bytes().as_ptr()).collect();
             let tensor = match made.get(&memory) {
                 Some(tensor) => tensor.clone(),
-                None => filled(records, &matrices, contents.dtype, progress)?,
+                None => filled(records, source.config().hidden, &matrices, contents.dtype, progress)?,
             };
             made.insert(memory, tensor.clone());
             tensors.push(tensor);
@@ -49,8 +49,14 @@ impl PackedCheckpoint {
     }
 }
 
-/// All records of one kind and layer.
-fn filled(records: &Records, matrices: &[&TensorData], dtype: DType, progress: &dyn Progress) -> Result<TensorData> {
+/// All records of one kind and layer, in rows of `width` values.
+fn filled(
+    records: &Records,
+    width: usize,
+    matrices: &[&TensorData],
+    dtype: DType,
+    progress: &dyn Progress,
+) -> Result<TensorData> {
     let record = records.record_bytes();
     let len = records.count * record;
     // Words, so that values of every type are aligned.
@@ -65,6 +71,6 @@ fn filled(records: &Records, matrices: &[&TensorData], dtype: DType, progress: &
             return Err(Error::Interrupted);
         }
     }
-    let shape = [records.count, records.parts.len() * records.height, records.width];
+    let shape = [records.count, records.parts.len() * records.height, width];
     TensorData::new(Arc::new(Storage::Owned { words, len }), 0..len, dtype, &shape)
 }

@@ -3,7 +3,7 @@
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use super::format::{PackedHeader, heads_name, kv_heads_name, neurons_name, parse_packed_header};
+use super::format::{PackedHeader, heads_name, int8_shapes, kv_heads_name, neurons_name, parse_packed_header};
 use super::identity::SourceIdentity;
 use super::lock::{self, PackLock};
 use super::pack::{make_parent, pack_locked};
@@ -136,8 +136,10 @@ impl PackedCheckpoint {
         let (storage, _) = files::map(path)?;
         let problem = |problem| Error::Packed { path: path.to_owned(), problem };
         let header = parse_packed_header(storage.bytes()).map_err(problem)?;
-        let PackedHeader { config, dtype, fingerprint, source, .. } = header;
-        let mut tensors = read_storage("", storage, None).map_err(|e| problem(PackedProblem::Damaged(Box::new(e))))?;
+        let PackedHeader { config, dtype, fingerprint, source, tensors } = header;
+        let int8 = int8_shapes(&config, dtype, &tensors);
+        let mut tensors =
+            read_storage("", storage, None, &int8).map_err(|e| problem(PackedProblem::Damaged(Box::new(e))))?;
         let mut take = |name: String| match tensors.by_name.remove(&name) {
             Some(Tensor::Loaded(tensor)) => Ok(tensor),
             _ => Err(problem(PackedProblem::MissingTensor { name })),
@@ -244,7 +246,10 @@ impl PackedCheckpoint {
             let packed = [&stored.heads, &stored.kv_heads, &stored.neurons];
             for (records, packed) in Records::of_layer(config, self.dtype, i, layer).iter().zip(packed) {
                 for (p, (name, _)) in records.parts.iter().enumerate() {
-                    let (shape, bytes) = records.matrix(p, packed.bytes());
+                    let (mut shape, bytes) = records.matrix(p, packed.bytes());
+                    if self.dtype == DType::I8 {
+                        shape[1] = config.hidden;
+                    }
                     tensors.push((name.clone(), TensorData::from_bytes(&shape, self.dtype, &bytes)?));
                 }
             }

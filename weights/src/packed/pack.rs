@@ -12,9 +12,7 @@ use super::location::SUFFIX;
 use super::lock::PackLock;
 use super::records::Records;
 use crate::writer::Temporary;
-use crate::{
-    Checkpoint, DType, Error, ModelConfig, ModelNames, Progress, Result, SafetensorsWriter, TensorSpec, files,
-};
+use crate::{Checkpoint, DType, Error, ModelNames, Progress, Result, SafetensorsWriter, TensorSpec, files};
 
 /// Bytes of records made and written at a time. The larger, the more of each row of a matrix is read at once; memory use is
 /// this or one record.
@@ -29,7 +27,7 @@ pub struct PackReport {
     pub source: String,
     /// Its [`Checkpoint::fingerprint`].
     pub fingerprint: String,
-    /// Type of the packed tensors: "f32", "f16" or "bf16".
+    /// Type of the packed tensors: "f32", "f16", "bf16" or "int8".
     pub dtype: String,
     /// Version of the format.
     pub version: String,
@@ -135,10 +133,12 @@ impl Contents {
     /// As [`pack`].
     pub(super) fn of(checkpoint: &Checkpoint) -> Result<Self> {
         let config = checkpoint.config();
-        check_config(config)?;
+        // A packed file holds its configuration as `config.json`.
+        config.check_writable()?;
         let names = ModelNames::of(config, |name| checkpoint.get(name).is_some());
-        for (name, shape) in names.layout(config) {
-            checkpoint.tensor_with_shape(&name, &shape)?;
+        for ((name, shape), int8) in names.layout(config).into_iter().zip(names.stored(config, DType::I8)) {
+            let is_int8 = checkpoint.tensor(&name)?.dtype() == DType::I8;
+            checkpoint.tensor_with_shape(&name, if is_int8 { &int8.shape } else { &shape })?;
         }
         let dtype = one_type(checkpoint, &names)?;
         let mut specs: Vec<TensorSpec> =
@@ -199,16 +199,6 @@ impl Contents {
         progress.finish();
         Ok(())
     }
-}
-
-/// A packed file holds its configuration as `config.json`, so it must be one that can be written and read.
-fn check_config(config: &ModelConfig) -> Result<()> {
-    let again = ModelConfig::from_json(&config.to_json())?;
-    if again.structure() == config.structure() {
-        return Ok(());
-    }
-    let reason = format!("no config.json of type {} can say what this one says", config.architecture.name());
-    Err(Error::ConfigImpossible { reason })
 }
 
 /// The type of all packed matrices.

@@ -31,7 +31,7 @@ pub(super) struct Records {
     pub(super) parts: Vec<(String, Part)>,
     pub(super) count: usize,
     pub(super) height: usize,
-    /// `d`.
+    /// `d`; of int8 the bytes of a row, which are moved as they are.
     pub(super) width: usize,
     /// Bytes of a value.
     pub(super) size: usize,
@@ -41,12 +41,17 @@ impl Records {
     /// The three packed tensors of layer `i`.
     pub(super) fn of_layer(config: &ModelConfig, dtype: DType, i: usize, names: &LayerNames) -> [Records; 3] {
         use Part::{Columns, Rows};
+        let int8 = dtype == DType::I8;
         let records = |name, count, height, parts: &[(&String, Part)]| Records {
             name,
-            parts: parts.iter().map(|(name, part)| (format!("{name}.weight"), *part)).collect(),
+            // Output matrices of int8 are stored by input already.
+            parts: parts
+                .iter()
+                .map(|(name, part)| (format!("{name}.weight"), if int8 { Rows } else { *part }))
+                .collect(),
             count,
             height,
-            width: config.hidden,
+            width: if int8 { dtype.row_bytes(config.hidden) } else { config.hidden },
             size: dtype.size(),
         };
         let neuron: &[(&String, Part)] = match &names.ffn {
@@ -68,6 +73,7 @@ impl Records {
     /// Writes the records `range` into `out`, which is exactly as long as they are. `matrices` are those of the parts.
     pub(super) fn fill(&self, matrices: &[&TensorData], range: Range<usize>, out: &mut [u8]) {
         match self.size {
+            1 => self.fill_as::<u8>(matrices, range, out),
             2 => self.fill_as::<u16>(matrices, range, bytemuck::cast_slice_mut(out)),
             _ => self.fill_as::<u32>(matrices, range, bytemuck::cast_slice_mut(out)),
         }
@@ -103,6 +109,7 @@ impl Records {
     /// Shape and values of part `p`'s matrix, taken out of `records`, the bytes of all of them.
     pub(super) fn matrix(&self, p: usize, records: &[u8]) -> (Vec<usize>, Vec<u8>) {
         match self.size {
+            1 => self.matrix_as::<u8>(p, records),
             2 => self.matrix_as::<u16>(p, bytemuck::cast_slice(records)),
             _ => self.matrix_as::<u32>(p, bytemuck::cast_slice(records)),
         }

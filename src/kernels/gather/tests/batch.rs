@@ -85,7 +85,7 @@ fn heads_of_a_batch_are_those_alone(isa: IsaName) {
     let dtype = prop::sample::select(DType::ALL.to_vec());
     let cases = (1usize..30, head_widths(), 1usize..90, dtype, any::<bool>(), kept(), 0usize..3, any::<u64>());
     proptest!(ProptestConfig::with_cases(60), |((h, d_h, d, dtype, biased, kept, threads, seed) in cases)| {
-        let heads = matrix(seed, h, 2 * d_h * d, dtype);
+        let heads = records(seed, h, 2 * d_h, d, dtype);
         let lists = lists(seed ^ 5, h, &kept);
         let lists: Vec<&[u32]> = lists.iter().map(Vec::as_slice).collect();
         let (n, listed) = (lists.len(), lists.iter().map(|list| list.len()).sum::<usize>());

@@ -86,7 +86,7 @@ fn headers() {
         Case {
             what: "a type that does not exist",
             damage: |h| h["__metadata__"]["dtype"] = json!("int4"),
-            message: "its metadata entry \"dtype\" is wrong: unknown dtype \"int4\"; expected f32, f16 or bf16; \
+            message: "its metadata entry \"dtype\" is wrong: unknown dtype \"int4\"; expected f32, f16, bf16 or int8; \
                       make it again with `shadowllm pack`",
         },
         Case {
@@ -378,4 +378,50 @@ fn a_full_disk_leaves_the_old_file() {
     assert_eq!(message(result, dir.path()), expected);
     assert!(std::fs::read(&path).unwrap() == good);
     assert_eq!(entries(dir.path()), ["config.json", "model.safetensors", FILE_NAME]);
+}
+
+/// A file of int8 records says how many values share a scale, and its tables are of int8, too.
+#[test]
+fn int8_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("int8");
+    let source = Checkpoint::from_tensors(config(OPT), tensors(&config(OPT), |_| false, |_| DType::BF16));
+    let source = Checkpoint::from_tensors(
+        config(OPT),
+        source.names().map(|name| {
+            let tensor = source.tensor(name).unwrap();
+            let zeros = vec![0.5; tensor.len()];
+            (name.to_owned(), TensorData::from_f32(tensor.shape(), &zeros).unwrap())
+        }),
+    );
+    crate::quantize(&source, &out, &()).unwrap();
+    let path = dir.path().join("m.shadow.safetensors");
+    pack(&Checkpoint::open(&out).unwrap(), &path, &()).unwrap();
+    let good = String::from_utf8_lossy(&std::fs::read(&path).unwrap()).into_owned();
+    let whole = std::fs::read(&path).unwrap();
+    let changed = |from: &str, to: &str| {
+        assert!(from.len() == to.len() && good.contains(from), "{from}");
+        let at = whole.windows(from.len()).position(|w| w == from.as_bytes()).unwrap();
+        let mut bytes = whole.clone();
+        bytes[at..at + to.len()].copy_from_slice(to.as_bytes());
+        parse_packed_header(&bytes).unwrap_err().to_string()
+    };
+    assert_eq!(
+        changed(r#""group":"64""#, r#""group":"32""#),
+        "its metadata entry \"group\" is wrong: it is \"32\", and this program reads groups of 64; make it again with \
+         `shadowllm pack`"
+    );
+    assert_eq!(
+        changed(r#""dtype":"int8""#, r#""dtype":"bf16""#),
+        "its tensor \"layers.0.heads\" has shape [2, 8, 16], but its configuration asks for [2, 8, 8]; make it again with \
+         `shadowllm pack`"
+    );
+    assert_eq!(
+        changed(r#""dtype":"I8","shape":[2,8,16]"#, r#""dtype":"U8","shape":[2,8,16]"#),
+        "its tensor \"layers.0.heads\" has type U8, but should have int8; make it again with `shadowllm pack`"
+    );
+    assert_eq!(
+        changed(r#""dtype":"I8","shape":[10,16]"#, r#""dtype":"U8","shape":[10,16]"#),
+        "its tensor \"model.decoder.embed_tokens.weight\" has type U8, but should have int8; make it again with `shadowllm pack`"
+    );
 }

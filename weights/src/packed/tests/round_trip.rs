@@ -112,8 +112,8 @@ proptest! {
     #[test]
     fn packing_and_unpacking_is_the_identity(
         json in model(),
-        dtype in prop::sample::select(DType::ALL.to_vec()),
-        norms in prop::sample::select(DType::ALL.to_vec()),
+        dtype in prop::sample::select(DType::FLOATS.to_vec()),
+        norms in prop::sample::select(DType::FLOATS.to_vec()),
         prefixed in any::<bool>(),
         block in 1usize..5000,
     ) {
