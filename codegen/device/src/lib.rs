@@ -1,8 +1,8 @@
 //! A GPU and its emulator behind one interface: memory, copies, code, launches, graphs.
 //!
 //! What runs emitted kernels must not know where, so that what was tested on the emulator is what a GPU is asked to do, call for call.
-//! The engine's runtime and the tests of kernels are written against [`Backend`]; [`Cuda`] is the driver (feature `cuda`), looked for when
-//! it is asked for, and [`Emulator`] runs PTX on the CPU (feature `emulator`).
+//! The engine's runtime and the tests of kernels are written against [`Backend`]; `Cuda` is the driver (feature `cuda`), looked for when
+//! it is asked for, and `Emulator` runs PTX on the CPU (feature `emulator`).
 
 mod backend;
 #[cfg(feature = "cuda")]

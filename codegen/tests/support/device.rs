@@ -51,14 +51,14 @@ macro_rules! on_devices {
 pub(crate) use on_devices;
 
 enum Kind {
-    Emulated(Emulator),
+    Emulated(Box<Emulator>),
     Gpu(Cuda),
 }
 
 impl Kind {
     fn backend(&mut self) -> &mut dyn Backend {
         match self {
-            Kind::Emulated(emulator) => emulator,
+            Kind::Emulated(emulator) => emulator.as_mut(),
             Kind::Gpu(cuda) => cuda,
         }
     }
@@ -66,7 +66,7 @@ impl Kind {
 
 fn open() -> Kind {
     match GPU.get() {
-        None => Kind::Emulated(Emulator::new()),
+        None => Kind::Emulated(Box::default()),
         Some(number) => Kind::Gpu(Cuda::open(number).unwrap_or_else(|error| panic!("{error}"))),
     }
 }
