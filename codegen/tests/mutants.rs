@@ -154,7 +154,7 @@ fn mistakes_in_opt_are_caught() {
             "__shfl_xor_sync(0xffffu, x, step)",
         ),
         mutant("several heads speak for one", "if (i == 0 || list[i - 1] / 2 != g) flags", "flags"),
-        mutant("a wrong record", "+ (u64)unit * 18", "+ (u64)i * 18"),
+        mutant("a wrong record", "+ (u64)unit * 18, 9", "+ (u64)i * 18, 9"),
         mutant("the bias of another neuron", "first_bias[unit]", "first_bias[i]"),
     ];
     all_are_caught(&Program::emit(&spec, None, &[]).unwrap(), &mutants, decode);
