@@ -17,7 +17,7 @@ use std::ops::Range;
 
 use shadowllm_weights::DType;
 
-use super::gemm::{Factors, Layout, Pack, TOKEN_BLOCK, blocks, write_block};
+use super::gemm::{Factors, Layout, Pack, blocks, write_block};
 use super::product::{Pairs, Part};
 use super::weights::Weights;
 use crate::kernels::cpu::{Compute, Cpu, SharedOut};
@@ -33,6 +33,8 @@ const TILE_OUTPUTS: usize = 2 * SIDE;
 const TILE_TOKENS: usize = 2 * SIDE;
 /// Outputs whose sums are kept at once if `x` is too large for the second-level cache: while they pass, one block of it stays.
 const ROW_BLOCK: usize = 8 * TILE_OUTPUTS;
+/// Tokens whose sums are kept at once. Weights are made anew for every block of tokens.
+const TOKEN_BLOCK: usize = 512;
 /// Bytes of `x` that stay in the second-level cache while all outputs pass: then the sums can stay in the first.
 const CACHED_BYTES: usize = 1 << 20;
 
