@@ -1,4 +1,6 @@
-//! Decoding on the emulated device against the CPU engine: the embedded model, and small models of every kind.
+//! Decoding on a device against the CPU engine: the embedded model, and small models of every kind.
+//!
+//! The device is the emulator; where `SHADOWLLM_CUDA_DEVICE` is the number of a GPU, the same is done there, too.
 //!
 //! The embedded model runs from PTX that NVRTC made once (`fixtures/gpu`), so that this needs no compiler; with one (`SHADOWLLM_NVRTC`, or
 //! that of the system) fresh PTX is compared with it, and models are run of which there is none.
@@ -81,6 +83,8 @@ fn compare(embedded: &Embedded, model: &Arc<DeviceModel>, sparse: bool, count: u
     device.set_device(Some(model)).unwrap();
     let mut token = argmax(cpu.prefill(&PROMPT).unwrap()) as u32;
     assert_eq!(argmax(device.prefill(&PROMPT).unwrap()) as u32, token);
+    let prompt = largest_difference(device.logits(), cpu.logits());
+    assert!(prompt <= BOUND, "after the prompt: {prompt:e}");
     let (mut worst, mut same, mut compared, start) = (0.0_f32, true, 0, Instant::now());
     let mut tokens = Vec::new();
     for _ in 0..count {
@@ -109,13 +113,35 @@ fn compare(embedded: &Embedded, model: &Arc<DeviceModel>, sparse: bool, count: u
         let least = if sparse { 0.9 } else { 0.5 };
         assert!((least..1.06).contains(&(found / expected)), "{found} bytes for {expected}");
     }
-    println!("{count} tokens, sparse: {sparse}: {:?}, logits of {compared} differ by {worst:e}", start.elapsed());
+    println!(
+        "{count} tokens, sparse: {sparse}: {:?}, logits of {compared} differ by {worst:e}, after the prompt by {prompt:e}",
+        start.elapsed()
+    );
     assert!(compared >= 4 && worst <= BOUND, "{worst:e}");
 }
 
-fn greedy_tokens(count: usize) {
+/// The GPU that the environment names; without one the test is skipped.
+fn gpu() -> Option<Gpu> {
+    let Ok(number) = std::env::var("SHADOWLLM_CUDA_DEVICE") else {
+        println!("skipped: SHADOWLLM_CUDA_DEVICE is not set to the number of a GPU");
+        return None;
+    };
+    let device: Device = format!("cuda:{number}").parse().unwrap();
+    Some(device.open().unwrap_or_else(|error| panic!("{error}")).unwrap().with_cache(None))
+}
+
+/// The emulator with a compiler; without one the test is skipped.
+fn emulator() -> Option<Gpu> {
+    if let Err(error) = Nvrtc::open() {
+        println!("skipped: {error}");
+        return None;
+    }
+    Some(Device::Emulator.open().unwrap().unwrap().with_cache(None))
+}
+
+fn greedy_tokens(gpu: &Gpu, count: usize) {
     let embedded = embedded();
-    let model = Arc::new(DeviceModel::load(&fixture(), &embedded.engine, &()).unwrap());
+    let model = Arc::new(DeviceModel::load(gpu, &embedded.engine, &()).unwrap());
     for sparse in [false, true] {
         compare(&embedded, &model, sparse, count);
     }
@@ -123,14 +149,21 @@ fn greedy_tokens(count: usize) {
 
 #[test]
 fn first_greedy_tokens_of_the_embedded_model() {
-    greedy_tokens(4);
+    greedy_tokens(&fixture(), 4);
+}
+
+#[test]
+fn greedy_tokens_of_the_embedded_model_on_a_gpu() {
+    if let Some(gpu) = gpu() {
+        greedy_tokens(&gpu, 16);
+    }
 }
 
 /// A second or two for each.
 #[test]
 #[ignore = "takes about a minute; the gate runs it once"]
 fn sixteen_greedy_tokens_of_the_embedded_model() {
-    greedy_tokens(16);
+    greedy_tokens(&fixture(), 16);
 }
 
 /// The fixture is what NVRTC makes of what is emitted now. `GPU_FIXTURE=write` makes it again.
@@ -138,10 +171,7 @@ fn sixteen_greedy_tokens_of_the_embedded_model() {
 fn fresh_ptx_is_that_of_the_fixture() {
     let embedded = embedded();
     let write = std::env::var_os("GPU_FIXTURE").is_some_and(|value| value == "write");
-    let gpu = match Nvrtc::open() {
-        Ok(_) => Device::Emulator.open().unwrap().unwrap().with_cache(None),
-        Err(error) => return println!("skipped: {error}"),
-    };
+    let Some(gpu) = emulator() else { return };
     let model = Arc::new(DeviceModel::load(&gpu, &embedded.engine, &()).unwrap());
     let mut session = embedded.session(true);
     session.set_device(Some(&model)).unwrap();
@@ -157,10 +187,20 @@ fn fresh_ptx_is_that_of_the_fixture() {
 
 /// Small models of every kind: prompts, steps, going back, copies and changes of the device, on both.
 #[test]
-fn sessions_go_between_the_cpu_and_the_device() {
-    if let Err(error) = Nvrtc::open() {
-        return println!("skipped: {error}");
+fn sessions_go_between_the_cpu_and_the_emulator() {
+    if let Some(gpu) = emulator() {
+        sessions_go_between_the_cpu_and(&gpu);
     }
+}
+
+#[test]
+fn sessions_go_between_the_cpu_and_a_gpu() {
+    if let Some(gpu) = gpu() {
+        sessions_go_between_the_cpu_and(&gpu);
+    }
+}
+
+fn sessions_go_between_the_cpu_and(gpu: &Gpu) {
     let kind = Kind {
         opt: true,
         kv_heads: 3,
@@ -183,8 +223,7 @@ fn sessions_go_between_the_cpu_and_the_device() {
     ];
     for kind in kinds {
         let loaded = load(&kind.config(), kind.dtype, IsaName::Portable, 1);
-        let gpu = Device::Emulator.open().unwrap().unwrap().with_cache(None);
-        let model = Arc::new(DeviceModel::load(&gpu, &loaded.engine, &()).unwrap());
+        let model = Arc::new(DeviceModel::load(gpu, &loaded.engine, &()).unwrap());
         let options = SparseOptions { kv_flush: 5, ..SparseOptions::default() };
         let budget = Budget::new(0.4, 0.5, Scope::Global).unwrap();
         let mut sessions = [(); 2].map(|()| {
@@ -303,14 +342,24 @@ fn what_cannot_run_is_said() {
     session.step(15).unwrap();
 }
 
-/// The second session finds the code of the first.
 #[test]
-fn compiled_code_is_kept() {
-    if let Err(error) = Nvrtc::open() {
-        return println!("skipped: {error}");
+fn compiled_code_is_kept_for_the_emulator() {
+    if let Some(gpu) = emulator() {
+        compiled_code_is_kept(gpu);
     }
+}
+
+#[test]
+fn compiled_code_is_kept_for_a_gpu() {
+    if let Some(gpu) = gpu() {
+        compiled_code_is_kept(gpu);
+    }
+}
+
+/// The second session finds the code of the first.
+fn compiled_code_is_kept(gpu: Gpu) {
     let (embedded, folder) = (embedded(), tempfile::tempdir().unwrap());
-    let gpu = Device::Emulator.open().unwrap().unwrap().with_cache(Some(folder.path().to_owned()));
+    let gpu = gpu.with_cache(Some(folder.path().to_owned()));
     let model = Arc::new(DeviceModel::load(&gpu, &embedded.engine, &()).unwrap());
     let files = || -> Vec<_> { std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().path()).collect() };
     let mut session = embedded.session(true);

@@ -2,8 +2,8 @@
 //!
 //! A block takes one key/value head, the kept query heads that share it, and one piece of the context. Inside it the lanes that
 //! hold a row of keys together are a worker: workers take positions in turn, four at a time, each with its own running maximum,
-//! sum and weighted values, so nothing waits for anything until the end. Workers are then put together in order, and the output
-//! projection puts the pieces together in order.
+//! sum and weighted values, so nothing waits for anything until the end. Workers are then put together in order. The block that comes
+//! to the end last of all pieces of its heads puts these together in order: which block that is depends on chance, the sum does not.
 //!
 //! The kernel also moves the watermarks of the lazy fill: the projection in front of it read them, and nothing else does.
 
@@ -26,7 +26,7 @@ const BODY: &str = r#"    u32* needed = (u32*)shared_memory;
             for (u32 g = threadIdx.x; g < $KV; g += 32) all = all && watermark[g] == position + 1;
             if (__all_sync(ALL_LANES, all) && threadIdx.x == 0) watermark[$KV] = position + 1;
         }
-$CLEAR        __syncthreads();
+        __syncthreads();
     }
     // The kept query heads of this key/value head, as places in the list.
     const u32 g = blockIdx.x / $CHUNKS;
@@ -40,7 +40,7 @@ $CLEAR        __syncthreads();
         }
     }
     __syncthreads();
-    const u32 place = range[0] + blockIdx.x % $CHUNKS * $QUERIES;
+$CLEAR    const u32 place = range[0] + blockIdx.x % $CHUNKS * $QUERIES;
     const u32 run = range[1] <= place ? 0 : (range[1] - place < $QUERIES ? range[1] - place : $QUERIES);
     const Visible seen = visible<$SPLITS>(position, window);
     const u32 first = seen.first + blockIdx.y * seen.length;
@@ -165,6 +165,33 @@ $CLEAR        __syncthreads();
             piece_stats[2 * at + 1] = weight;
         }
     }
+
+    // The last block of these heads puts their pieces together.
+    const u32 pieces = (seen.end - seen.first + seen.length - 1) / seen.length;
+    if (!arrives_last(arrivals + blockIdx.x, pieces, needed)) return;
+    for (u32 i = threadIdx.x; i < run * $DH; i += $THREADS) {
+        const u32 h = i / $DH, c = i % $DH, at = (place + h) * $SPLITS;
+        float top = __ldcg(piece_stats + 2 * at);
+        for (u32 s = 1; s < pieces; s++) top = fmaxf(top, __ldcg(piece_stats + 2 * (at + s)));
+        float total = 0.0f, weight = 0.0f;
+        for (u32 s = 0; s < pieces; s++) {
+            const float factor = exponential(__ldcg(piece_stats + 2 * (at + s)) - top);
+            weight = fmaf(__ldcg(piece_stats + 2 * (at + s) + 1), factor, weight);
+            total = fmaf(__ldcg(piece_sums + (u64)(at + s) * $DH + c), factor, total);
+        }
+        contexts[list[place + h] * $DH + c] = total * (1.0f / weight);
+    }
+"#;
+
+/// Contexts of heads that are not kept are zeros, for a predictor to read.
+const CLEAR: &str = r#"    if (blockIdx.x % $CHUNKS == 0 && blockIdx.y == 0) {
+        for (u32 i = threadIdx.x; i < $GROUP * $DH; i += $THREADS) {
+            const u32 head = g * $GROUP + i / $DH;
+            bool there = false;
+            for (u32 at = range[0]; at < range[1]; at++) there = there || list[at] == head;
+            if (!there) contexts[head * $DH + i % $DH] = 0.0f;
+        }
+    }
 "#;
 
 /// How a row of keys is shared by lanes.
@@ -189,18 +216,28 @@ impl Lanes {
     }
 }
 
-/// `piece_sums` `[H, splits, d_h]` and `piece_stats` `[H, splits, 2]` (maximum, sum) of the kept heads, in the order of the list.
-/// With `contexts`, `[H, d_h]` zeros, for the output projection to write the kept heads' into.
-pub(crate) fn kernel(spec: &KernelSpec, contexts: bool) -> Kernel {
+/// Query heads of a key/value head, in groups that a block takes at once.
+fn chunks(spec: &KernelSpec) -> usize {
+    spec.group().div_ceil(Lanes::of(spec).queries)
+}
+
+/// Counters of blocks that have come to their end: one for the pieces of each group of heads.
+pub(crate) fn arrivals(spec: &KernelSpec) -> usize {
+    spec.sizes.kv_heads * chunks(spec)
+}
+
+/// `contexts` `[H, d_h]` of the kept heads; with `all_contexts` zeros of the others. Between its blocks `piece_sums` `[H, splits, d_h]`
+/// and `piece_stats` `[H, splits, 2]` (maximum, sum) of the kept heads, in the order of the list.
+pub(crate) fn kernel(spec: &KernelSpec, all_contexts: bool) -> Kernel {
     let s = &spec.sizes;
     let (dh, splits) = (s.head_dim, spec.splits());
     let Lanes { row, lanes, loads, queries } = Lanes::of(spec);
     let workers = THREADS / lanes;
-    let chunks = spec.group().div_ceil(queries);
+    let chunks = chunks(spec);
     let cached = Traffic { cached: spec.cached_row(), ..Traffic::NONE };
     let per_head = |bytes: usize| Traffic { head: bytes as u64, ..Traffic::NONE };
     let cache = |name| Param { weights: false, ..Param::weights(name, cached) };
-    let mut params = vec![
+    let params = vec![
         cache("keys"),
         cache("values"),
         Param::buffer("queries", Element::F32, Access::Read, per_head(4 * dh)),
@@ -208,21 +245,21 @@ pub(crate) fn kernel(spec: &KernelSpec, contexts: bool) -> Kernel {
         Param::read("counts", Element::U32, 1),
         embed::state(),
         Param::buffer("watermark", Element::U32, Access::ReadWrite, Traffic::fixed(8 * (s.kv_heads + 1))),
-        // At most; of a short context fewer pieces have positions.
-        Param::buffer("piece_sums", Element::F32, Access::Write, per_head(4 * splits * dh)),
-        Param::buffer("piece_stats", Element::F32, Access::Write, per_head(8 * splits)),
+        // Written and read, at most; of a short context fewer pieces have positions.
+        Param::buffer("piece_sums", Element::F32, Access::ReadWrite, per_head(2 * 4 * splits * dh)),
+        Param::buffer("piece_stats", Element::F32, Access::ReadWrite, per_head(2 * 8 * splits)),
+        Param::buffer("arrivals", Element::U32, Access::ReadWrite, Traffic::fixed(8 * arrivals(spec))),
+        match all_contexts {
+            true => Param::written("contexts", Element::F32, s.heads * dh),
+            false => Param::buffer("contexts", Element::F32, Access::Write, per_head(4 * dh)),
+        },
+        Param::number("window"),
     ];
-    let mut clear = "";
-    if contexts {
-        params.push(Param::written("contexts", Element::F32, s.heads * dh));
-        clear = "        for (u32 i = threadIdx.x; i < $CONTEXTS; i += $THREADS) contexts[i] = 0.0f;\n";
-    }
-    params.push(Param::number("window"));
     let needed = 2 * s.kv_heads + 1;
-    let body = BODY.replace("$CLEAR", clear);
+    let body = BODY.replace("$CLEAR", if all_contexts { CLEAR } else { "" });
     Draft {
         name: format!("attention_h{}x{}_kv{}_{}", s.heads, dh, s.kv_heads, spec.cache.name()),
-        purpose: "Attention of kept heads over pieces of the context; moves the watermarks of the lazy fill.",
+        purpose: "Attention of kept heads over pieces of the context, put together; moves the watermarks of the lazy fill.",
         grid: [s.kv_heads * chunks, splits],
         threads: THREADS,
         resident: 1,
@@ -244,7 +281,6 @@ pub(crate) fn kernel(spec: &KernelSpec, contexts: bool) -> Kernel {
                 ("FLIGHT", &(if loads == 1 { 4 } else { 2 })),
                 ("WORKERS", &workers),
                 ("ROW", &row),
-                ("CONTEXTS", &(s.heads * dh)),
                 ("CONTEXT", &s.context),
                 ("FLUSH", &spec.kv_flush),
                 ("NEEDED", &needed),

@@ -1,6 +1,6 @@
 //! The embedding row of the present token, and its position's.
 
-use crate::kernel::{Access, Draft, Element, Kernel, Param, ParamKind, Traffic};
+use crate::kernel::{Draft, Element, Kernel, Param, Traffic};
 use crate::prelude::class;
 use crate::template::fill;
 use crate::{Family, KernelSpec};
@@ -51,10 +51,5 @@ pub(crate) fn kernel(spec: &KernelSpec) -> Kernel {
 
 /// The state of the sequence, read: token, position.
 pub(crate) const fn state() -> Param {
-    Param {
-        name: "state",
-        kind: ParamKind::Buffer(Element::U32, Access::Read),
-        traffic: Traffic::fixed(8),
-        weights: false,
-    }
+    Param::read("state", Element::U32, 2)
 }

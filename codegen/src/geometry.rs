@@ -91,9 +91,11 @@ impl KernelSpec {
         self.blocks(self.sizes.ffn)
     }
 
-    /// Pieces that a layer's attention output is summed in.
-    pub(crate) const fn output_pieces(&self) -> usize {
-        self.blocks(self.sizes.heads * self.sizes.head_dim)
+    /// Vectors of 16 bytes of every row that a block of the output projection takes: whole sectors, and about a block for every
+    /// multiprocessor, at most a few more than there are.
+    pub(crate) fn columns(&self) -> usize {
+        let blocks = self.sm.multiprocessors() * 5 / 4;
+        round_up(self.vectors().div_ceil(blocks), 2).min(self.vectors())
     }
 
     /// Pieces that the context is cut into.

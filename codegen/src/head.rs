@@ -1,8 +1,8 @@
 //! LM head and the greedy choice.
 //!
-//! The final norm is in front of the head; each warp computes whole rows. Every block keeps the best logit of its rows, and a last
-//! small kernel takes the best of those, so the greedy choice reads the logits once, while they are made. It also moves the
-//! sequence on: the next token's launch needs nothing from the host.
+//! The final norm is in front of the head; each warp computes whole rows. Every block keeps the best logit of its rows, and the block
+//! that comes to its end last takes the best of those, so the greedy choice reads the logits once, while they are made. It also moves
+//! the sequence on: the next token's launch needs nothing from the host.
 //!
 //! Other samplers (temperature, top-k, top-p) run on the host, from the logits: they are defined by 64-bit sums in a fixed order
 //! and a stream of random numbers, and the same seed must give the same tokens on every device.
@@ -46,7 +46,7 @@ const HEAD: &str = r#"    float4* x = shared_memory;
     if (lane == 0) {
         warp_best[warp] = best;
         warp_id[warp] = id;
-        if (!sound) atomicOr(status, $BAD);
+        if (!sound) atomicOr(state + 2, $BAD);
     }
     __syncthreads();
     if (threadIdx.x == 0) {
@@ -59,14 +59,16 @@ const HEAD: &str = r#"    float4* x = shared_memory;
         block_best[blockIdx.x] = best;
         block_id[blockIdx.x] = id;
     }
-"#;
-
-const CHOOSE: &str = r#"    float best = __uint_as_float(0xff800000u);
-    u32 id = 0xffffffffu;
+    // The best logit's token becomes the next token. Of equal logits the lowest token.
+    if (!arrives_last(arrivals, $BLOCKS, warp_id) || threadIdx.x >= 32) return;
+    best = __uint_as_float(0xff800000u);
+    id = 0xffffffffu;
     for (u32 i = threadIdx.x; i < $BLOCKS; i += 32) {
-        if (block_best[i] > best || (block_best[i] == best && block_id[i] < id)) {
-            best = block_best[i];
-            id = block_id[i];
+        const float other = __ldcg(block_best + i);
+        const u32 other_id = __ldcg(block_id + i);
+        if (other > best || (other == best && other_id < id)) {
+            best = other;
+            id = other_id;
         }
     }
 #pragma unroll
@@ -81,7 +83,7 @@ const CHOOSE: &str = r#"    float best = __uint_as_float(0xff800000u);
     if (threadIdx.x == 0) {
         if (id >= $V) {
             // No logit is finite.
-            state[2] |= $BAD;
+            atomicOr(state + 2, $BAD);
             id = 0;
         }
         const u32 position = state[1] + 1;
@@ -96,21 +98,24 @@ pub(crate) const fn blocks(spec: &KernelSpec) -> usize {
     spec.blocks(spec.sizes.vocab)
 }
 
-/// `logits` `[V]`, and the best of each block.
-pub(crate) fn head(spec: &KernelSpec) -> Kernel {
+/// `logits` `[V]`, and the greedy choice; moves the sequence on by one position.
+pub(crate) fn kernel(spec: &KernelSpec) -> Kernel {
     let s = &spec.sizes;
     let blocks = blocks(spec);
     let mut params = vec![Param::weights("head", Traffic::fixed(s.vocab * spec.row_bytes() as usize))];
     params.extend(norm::params(spec));
+    let best = Traffic::fixed(2 * 4 * blocks);
     params.extend([
         Param::written("logits", Element::F32, s.vocab),
-        Param::written("block_best", Element::F32, blocks),
-        Param::written("block_id", Element::U32, blocks),
-        Param::buffer("status", Element::U32, Access::ReadWrite, Traffic::NONE),
+        Param::buffer("block_best", Element::F32, Access::ReadWrite, best),
+        Param::buffer("block_id", Element::U32, Access::ReadWrite, best),
+        Param::buffer("arrivals", Element::U32, Access::ReadWrite, Traffic::fixed(8)),
+        Param::buffer("state", Element::U32, Access::ReadWrite, Traffic::fixed(16)),
+        Param::written("tokens", Element::U32, 1),
     ]);
     Draft {
         name: format!("head_d{}_v{}_{}", s.hidden, s.vocab, spec.dtype.name()),
-        purpose: "Final norm and LM head; the best logit of every block.",
+        purpose: "Final norm, LM head and the greedy choice.",
         grid: [blocks, 1],
         threads: THREADS,
         resident: 1,
@@ -125,34 +130,10 @@ pub(crate) fn head(spec: &KernelSpec) -> Kernel {
                 ("V", &s.vocab),
                 ("BLOCKS", &blocks),
                 ("WARPS", &(THREADS / 32)),
+                ("CONTEXT", &s.context),
                 ("BAD", &STATUS_BAD_LOGIT),
                 ("NORM", &norm::call(spec, THREADS)),
             ],
-        ),
-    }
-    .finish()
-}
-
-/// The greedy choice; moves the sequence on by one position.
-pub(crate) fn choose(spec: &KernelSpec) -> Kernel {
-    let s = &spec.sizes;
-    let blocks = blocks(spec);
-    Draft {
-        name: format!("choose_v{}", s.vocab),
-        purpose: "The best logit's token becomes the next token. Of equal logits the lowest token.",
-        grid: [1, 1],
-        threads: 32,
-        resident: 1,
-        shared: 0,
-        params: vec![
-            Param::read("block_best", Element::F32, blocks),
-            Param::read("block_id", Element::U32, blocks),
-            Param::buffer("state", Element::U32, Access::ReadWrite, Traffic::fixed(16)),
-            Param::written("tokens", Element::U32, 1),
-        ],
-        body: fill(
-            CHOOSE,
-            &[("BLOCKS", &blocks), ("V", &s.vocab), ("CONTEXT", &s.context), ("BAD", &STATUS_BAD_LOGIT)],
         ),
     }
     .finish()

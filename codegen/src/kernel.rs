@@ -1,5 +1,6 @@
 //! What an emitted kernel is: text, how it is launched, what it takes, and what it moves.
 
+use std::borrow::Cow;
 use std::fmt;
 
 /// Type of the elements behind a pointer.
@@ -144,7 +145,7 @@ impl fmt::Display for Traffic {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Param {
     /// Its name in the text.
-    pub name: &'static str,
+    pub name: Cow<'static, str>,
     /// Its type.
     pub kind: ParamKind,
     /// Bytes that a call reads and writes there.
@@ -156,11 +157,16 @@ pub struct Param {
 impl Param {
     /// Weights, read once by 16 bytes at a time.
     pub(crate) const fn weights(name: &'static str, traffic: Traffic) -> Param {
-        Param { name, kind: ParamKind::Buffer(Element::Vector, Access::Read), traffic, weights: true }
+        Param {
+            name: Cow::Borrowed(name),
+            kind: ParamKind::Buffer(Element::Vector, Access::Read),
+            traffic,
+            weights: true,
+        }
     }
 
     pub(crate) const fn buffer(name: &'static str, element: Element, access: Access, traffic: Traffic) -> Param {
-        Param { name, kind: ParamKind::Buffer(element, access), traffic, weights: false }
+        Param { name: Cow::Borrowed(name), kind: ParamKind::Buffer(element, access), traffic, weights: false }
     }
 
     /// `[n]` of `f32` or `u32` that is read.
@@ -174,16 +180,21 @@ impl Param {
     }
 
     pub(crate) const fn number(name: &'static str) -> Param {
-        Param { name, kind: ParamKind::U32, traffic: Traffic::NONE, weights: false }
+        Param { name: Cow::Borrowed(name), kind: ParamKind::U32, traffic: Traffic::NONE, weights: false }
     }
 
-    /// Its declaration. Only what no kernel of the launch writes is `const` and `__restrict__`.
-    fn text(&self) -> String {
+    /// Its type. Only what no kernel of the launch writes is `const` and `__restrict__`.
+    fn kind_text(&self) -> String {
         match self.kind {
-            ParamKind::Buffer(element, Access::Read) => format!("const {}* __restrict__ {}", element.text(), self.name),
-            ParamKind::Buffer(element, _) => format!("{}* {}", element.text(), self.name),
-            ParamKind::U32 => format!("u32 {}", self.name),
+            ParamKind::Buffer(element, Access::Read) => format!("const {}* __restrict__", element.text()),
+            ParamKind::Buffer(element, _) => format!("{}*", element.text()),
+            ParamKind::U32 => "u32".to_owned(),
         }
+    }
+
+    /// Its declaration.
+    fn text(&self) -> String {
+        format!("{} {}", self.kind_text(), self.name)
     }
 }
 
@@ -219,7 +230,34 @@ pub(crate) struct Draft<'a> {
     pub(crate) body: String,
 }
 
-impl Draft<'_> {
+impl<'a> Draft<'a> {
+    /// Kernels of heads and neurons, which do not depend on each other, in one launch: blocks with y = 0 are the first, with y = 1 the
+    /// second. The names of their parameters say whose they are. A single one stays as it is.
+    pub(crate) fn beside(mut drafts: Vec<Draft<'a>>) -> Draft<'a> {
+        let Some(second) = drafts.get(1) else { return drafts.remove(0) };
+        let first = &drafts[0];
+        debug_assert_eq!(first.threads, second.threads, "{}", first.name);
+        let (name, purpose) = (format!("{}_{}", first.name, second.name), first.purpose);
+        let (threads, resident) = (first.threads, first.resident.min(second.resident));
+        let (grid, shared) = ([first.grid[0].max(second.grid[0]), 2], first.shared.max(second.shared));
+        let (mut params, mut branches) = (Vec::new(), Vec::new());
+        for (draft, owner) in drafts.into_iter().zip(["heads", "neurons"]) {
+            let mut branch = String::new();
+            for param in draft.params {
+                let own = format!("{owner}_{}", param.name);
+                branch += &format!("        {} {} = {own};\n", param.kind_text(), param.name);
+                params.push(Param { name: Cow::Owned(own), ..param });
+            }
+            for line in draft.body.lines() {
+                let indent = if line.is_empty() || line.starts_with('#') { "" } else { "    " };
+                branch += &format!("{indent}{line}\n");
+            }
+            branches.push(branch);
+        }
+        let body = format!("    if (blockIdx.y == 0) {{\n{}    }} else {{\n{}    }}\n", branches[0], branches[1]);
+        Draft { name, purpose, grid, threads, resident, shared, params, body }
+    }
+
     pub(crate) fn finish(self) -> Kernel {
         let params: Vec<String> = self.params.iter().map(|param| format!("    {}", param.text())).collect();
         let bytes: String = self

@@ -5,7 +5,7 @@
 //! the pure part of that: text in, text out, no GPU and no I/O, and the same text for the same input.
 //!
 //! [`KernelSpec`] is its input, with [`PredictorSpec`] if plans are made on the device; [`Program`] its output: the text, the
-//! memory that it needs and the launches of one token.
+//! memory that it needs, and the launches of one token and of a block of a prompt.
 //!
 //! ```
 //! use shadowllm_codegen::{DType, KernelSpec, Program, Sizes, Sm};
@@ -14,7 +14,7 @@
 //! };
 //! let program = Program::emit(&KernelSpec::opt(sizes, DType::F16, Sm::new(90)?), None, &[])?;
 //! assert!(program.source().contains("ffn_d768_f3072_f16"));
-//! assert_eq!(program.token.len(), 1 + 12 * 6 + 2);
+//! assert_eq!(program.token.len(), 1 + 12 * 5 + 1);
 //! # Ok::<(), shadowllm_codegen::SpecError>(())
 //! ```
 
@@ -29,6 +29,7 @@ mod output;
 mod predictor;
 mod prelude;
 pub mod program;
+mod prompt;
 mod qkv;
 mod reduce;
 pub mod report;
@@ -40,4 +41,5 @@ pub use head::{STATUS_BAD_LOGIT, STATUS_BAD_SCORE};
 pub use kernel::{Access, Counts, Element, Kernel, Param, ParamKind, Traffic};
 pub use predictor::{Kind, Normalization, PredictorInput, PredictorSpec, WeightFormat};
 pub use program::{Arg, Buffer, Launch, NormSite, Part, Program, Role, Tensor};
+pub use prompt::TOKENS as PROMPT_TOKENS;
 pub use spec::{Activation, Biases, DType, Family, KernelSpec, Norm, Scope, Sizes, Sm, SpecError};

@@ -1,92 +1,104 @@
-//! The attention's output projection over the kept heads.
+//! The attention's output projection over the kept heads, and the end of its block.
 //!
-//! A kept head is `d_h` rows of `d` weights (columns of Wo), each times one component of the head's context. All such rows are cut
-//! into as many pieces as there are blocks; a block first puts its contexts together from the pieces of the context, then adds
-//! its rows up. A reduction adds the pieces.
+//! A kept head is `d_h` rows of `d` weights (columns of Wo), each times one component of the head's context. A block takes a few
+//! columns of all these rows, not a few rows of all columns: then its sums are whole, so it adds bias and residual stream itself, and
+//! no second launch has to. What it reads of a row are two sectors or more, and the blocks walk the rows at the same time, so
+//! memory sees whole rows.
 
+use crate::KernelSpec;
 use crate::kernel::{Access, Draft, Element, Kernel, Param, Traffic};
 use crate::prelude::class;
 use crate::template::fill;
-use crate::{KernelSpec, embed};
 
-const BODY: &str = r#"    // This block's rows are first .. first + rows; row r is component r % $DH of the kept head at place r / $DH.
-    const u32 all = counts[0] * $DH;
-    const u32 first = all * blockIdx.x / $BLOCKS, rows = all * (blockIdx.x + 1) / $BLOCKS - first;
-    float* factors = (float*)(shared_memory + $MEET);
+const THREADS: usize = 512;
+/// Parts that the sums of a column's threads are added in.
+const PARTS: usize = 16;
+
+const BODY: &str = r#"    // Row r is component r % $DH of the kept head at place r / $DH.
+    const u32 kept = counts[0], rows = kept * $DH;
+    float4* meet = shared_memory;
+    float* factors = (float*)(meet + $MEET);
     u32* starts = (u32*)(factors + $ROWS);
-    const u32 position = state[1];
-    const Visible seen = visible<$SPLITS>(position, window);
-    const u32 pieces = (seen.end - seen.first + seen.length - 1) / seen.length;
-    for (u32 i = threadIdx.x; i < rows; i += $THREADS) {
-        const u32 at = (first + i) / $DH, c = (first + i) % $DH, head = list[at];
-        const float* stats = piece_stats + (u64)at * ($SPLITS * 2);
-        const float* sums = piece_sums + (u64)at * ($SPLITS * $DH) + c;
-        float most = stats[0];
-        for (u32 s = 1; s < pieces; s++) most = fmaxf(most, stats[2 * s]);
-        float total = 0.0f, weight = 0.0f;
-        for (u32 s = 0; s < pieces; s++) {
-            const float factor = exponential(stats[2 * s] - most);
-            weight = fmaf(stats[2 * s + 1], factor, weight);
-            total = fmaf(sums[s * $DH], factor, total);
-        }
-        factors[i] = total * (1.0f / weight);
-        starts[i] = head * (2 * $DH) + $DH + c;
-$CONTEXT    }
+    for (u32 i = threadIdx.x; i < kept; i += $THREADS) starts[i] = list[i] * (2 * $DH) + $DH;
+    for (u32 i = threadIdx.x; i < rows; i += $THREADS) factors[i] = contexts[list[i / $DH] * $DH + i % $DH];
     __syncthreads();
-    const u32 group = threadIdx.x / $GROUP, t = threadIdx.x % $GROUP;
-    float acc[$PASSES][$W::SIZE] = {};
-    add_rows<$W, $NV, $GROUP, $PASSES>(
-        t, group, $GROUPS, rows, [&](u32 i) { return heads + (u64)starts[i] * $NV; }, [&](u32 i) { return factors[i]; }, acc);
-    write_sums<$W, $NV, $GROUP, $GROUPS, $PASSES>(group, t, acc, shared_memory, partial + (u64)blockIdx.x * $D);
+    // A group of $COLUMNS threads has this block's vectors of rows group, group + $GROUPS, ...
+    const u32 group = threadIdx.x / $COLUMNS, column = threadIdx.x % $COLUMNS;
+    float acc[1][$W::SIZE] = {};
+    add_rows<$W, $NV, $COLUMNS, 1>(
+        blockIdx.x * $COLUMNS + column, group, $GROUPS, group < $GROUPS ? rows : 0u,
+        [&](u32 i) { return heads + (u64)(starts[i / $DH] + i % $DH) * $NV; }, [&](u32 i) { return factors[i]; }, acc);
+    const int FOURS = $W::SIZE / 4;
+    if (group < $GROUPS) {
+#pragma unroll
+        for (int k = 0; k < FOURS; k++) {
+            meet[k * ($GROUPS * $COLUMNS) + threadIdx.x] =
+                make_float4(acc[0][4 * k], acc[0][4 * k + 1], acc[0][4 * k + 2], acc[0][4 * k + 3]);
+        }
+    }
+    __syncthreads();
+    // The sums of all groups: part p adds groups p, p + $PARTS, ..., and the parts are added in order.
+    float4* parts = meet + FOURS * ($GROUPS * $COLUMNS);
+    for (u32 i = threadIdx.x; i < $PARTS * FOURS * $COLUMNS; i += $THREADS) {
+        const u32 own = i % (FOURS * $COLUMNS);
+        float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        for (u32 g = i / (FOURS * $COLUMNS); g < $GROUPS; g += $PARTS) {
+            add(sum, meet[own % FOURS * ($GROUPS * $COLUMNS) + g * $COLUMNS + own / FOURS]);
+        }
+        parts[i] = sum;
+    }
+    __syncthreads();
+    const u32 at = blockIdx.x * (FOURS * $COLUMNS) + threadIdx.x;
+    if (threadIdx.x < FOURS * $COLUMNS && at < $D / 4) {
+        float4 sum = parts[threadIdx.x];
+        for (u32 p = 1; p < $PARTS; p++) add(sum, parts[p * (FOURS * $COLUMNS) + threadIdx.x]);
+$BIAS        add(sum, ((const float4*)residual)[at]);
+        ((float4*)residual)[at] = sum;
+    }
 "#;
 
-/// `partial` `[output pieces, d]`; with `contexts`, those of the kept heads in `[H, d_h]`.
-pub(crate) fn kernel(spec: &KernelSpec, contexts: bool) -> Kernel {
+/// `residual += Wo contexts (+ bias)`.
+pub(crate) fn kernel(spec: &KernelSpec) -> Kernel {
     let s = &spec.sizes;
-    let (dh, splits, blocks) = (s.head_dim, spec.splits(), spec.output_pieces());
-    let groups = spec.groups();
+    let (dh, rows, columns) = (s.head_dim, s.heads * s.head_dim, spec.columns());
+    let groups = THREADS / columns;
     let per_head = |bytes: usize| Traffic { head: bytes as u64, ..Traffic::NONE };
     let mut params = vec![
         Param::weights("heads", per_head(dh * spec.row_bytes() as usize)),
-        Param::buffer("piece_sums", Element::F32, Access::Read, per_head(4 * splits * dh)),
-        Param::buffer("piece_stats", Element::F32, Access::Read, per_head(8 * splits)),
+        Param::buffer("contexts", Element::F32, Access::Read, per_head(4 * dh)),
         Param::buffer("list", Element::U32, Access::Read, per_head(4)),
         Param::read("counts", Element::U32, 1),
-        embed::state(),
-        Param::written("partial", Element::F32, blocks * s.hidden),
     ];
-    let mut context = "";
-    if contexts {
-        params.push(Param::buffer("contexts", Element::F32, Access::Write, per_head(4 * dh)));
-        context = "        contexts[head * $DH + c] = factors[i];\n";
+    let mut bias = "";
+    if spec.bias.out {
+        params.push(Param::read("bias", Element::F32, s.hidden));
+        bias = "        add(sum, ((const float4*)bias)[at]);\n";
     }
-    params.push(Param::number("window"));
-    let meet = (groups.groups - 1) * s.hidden / 4;
-    let rows = (s.heads * dh).div_ceil(blocks) + 1;
-    let body = BODY.replace("$CONTEXT", context);
+    params.push(Param::buffer("residual", Element::F32, Access::ReadWrite, Traffic::fixed(8 * s.hidden)));
+    let fours = spec.dtype.vector() / 4;
+    let meet = fours * columns * (groups + PARTS);
     Draft {
         name: format!("attention_output_d{}_h{}x{}_{}", s.hidden, s.heads, dh, spec.dtype.name()),
-        purpose: "Output projection of kept heads, summed in pieces.",
-        grid: [blocks, 1],
-        threads: groups.threads(),
-        resident: 1,
-        shared: 16 * meet + 8 * rows,
+        purpose: "Output projection of kept heads, added to the residual stream.",
+        grid: [spec.vectors().div_ceil(columns), 1],
+        threads: THREADS,
+        // There may be a few more blocks than multiprocessors: all run at once.
+        resident: 2,
+        shared: 16 * meet + 4 * rows + 4 * s.heads,
         params,
         body: fill(
-            &body,
+            &BODY.replace("$BIAS", bias),
             &[
                 ("W", &class(spec.dtype)),
                 ("D", &s.hidden),
                 ("NV", &spec.vectors()),
                 ("DH", &dh),
-                ("SPLITS", &splits),
-                ("BLOCKS", &blocks),
                 ("ROWS", &rows),
                 ("MEET", &meet),
-                ("GROUP", &groups.group),
-                ("GROUPS", &groups.groups),
-                ("PASSES", &groups.passes),
-                ("THREADS", &groups.threads()),
+                ("COLUMNS", &columns),
+                ("GROUPS", &groups),
+                ("PARTS", &PARTS),
+                ("THREADS", &THREADS),
             ],
         ),
     }

@@ -1,6 +1,6 @@
 //! The predictor: `y = W2 act(W1 norm(x) + b1) + b2`.
 //!
-//! Two kernels per network. Each normalises (and for 8-bit weights rounds) its own input in every block, for the same reason as the
+//! Two kernels for a hidden layer and an output layer, each for heads and neurons beside each other. Each normalises (and for 8-bit weights rounds) its own input in every block, for the same reason as the
 //! model's norms. Rows of the output layer are short, so lanes share a warp by rows: the smallest power of two of lanes that has
 //! a lane for every vector of a row takes one row, and each lane has four rows in flight.
 //!
@@ -124,6 +124,12 @@ impl PredictorSpec {
             Kind::Heads => self.heads,
             Kind::Neurons => self.neurons,
         }
+    }
+
+    /// Units of a kind's hidden layer, or of the trunk.
+    pub(crate) fn hidden_width(&self, kind: Option<Kind>) -> usize {
+        let width = kind.map_or(self.heads.or(self.neurons), |kind| self.width(kind));
+        width.unwrap_or(0)
     }
 
     /// Layers that station `station` predicts.
@@ -329,7 +335,7 @@ struct Layer {
 }
 
 impl Layer {
-    fn kernel(self, spec: &KernelSpec, predictor: &PredictorSpec) -> Kernel {
+    fn draft(self, spec: &KernelSpec, predictor: &PredictorSpec) -> Draft<'static> {
         let Layer { name, purpose, n, rows, normalization, relu } = self;
         let format = predictor.format;
         let vectors = n.div_ceil(format.vector());
@@ -392,36 +398,50 @@ impl Layer {
                 ],
             ),
         }
-        .finish()
     }
 }
 
-/// A hidden layer, or a trunk.
-pub(crate) fn hidden(spec: &KernelSpec, predictor: &PredictorSpec, width: usize) -> Kernel {
+/// The hidden layers of these kinds beside each other, or the trunk.
+pub(crate) fn hidden(spec: &KernelSpec, predictor: &PredictorSpec, kinds: &[Option<Kind>]) -> Kernel {
     let n = predictor.inputs(spec);
-    Layer {
-        name: format!("predict_hidden_n{n}_p{width}_{}", predictor.format.name()),
-        purpose: "Hidden layer of the predictor, from its normalised input.",
-        n,
-        rows: width,
-        normalization: predictor.normalization,
-        relu: predictor.relu,
-    }
-    .kernel(spec, predictor)
+    let drafts = kinds.iter().map(|&kind| {
+        let width = predictor.hidden_width(kind);
+        Layer {
+            name: match kind {
+                None => format!("trunk_p{width}"),
+                Some(kind) => format!("{}_p{width}", kind.name()),
+            },
+            purpose: "Hidden layer of the predictor, from its normalised input.",
+            n,
+            rows: width,
+            normalization: predictor.normalization,
+            relu: predictor.relu,
+        }
+        .draft(spec, predictor)
+    });
+    let draft = Draft::beside(drafts.collect());
+    let name = format!("predict_hidden_n{n}_{}_{}", draft.name, predictor.format.name());
+    Draft { name, ..draft }.finish()
 }
 
-/// The output layer that ranks `kind`; the bytes are those of the first station.
-pub(crate) fn output(spec: &KernelSpec, predictor: &PredictorSpec, kind: Kind, width: usize) -> Kernel {
-    let rows = predictor.layers(spec, 0).len() * units(spec, kind);
-    Layer {
-        name: format!("predict_{}_p{width}_r{rows}_{}", kind.name(), predictor.format.name()),
-        purpose: "Output layer of the predictor: a score for every unit of the layers that a station predicts.",
-        n: width,
-        rows,
-        normalization: Normalization::None,
-        relu: false,
-    }
-    .kernel(spec, predictor)
+/// The output layers that rank these kinds, beside each other; the bytes are those of the first station.
+pub(crate) fn output(spec: &KernelSpec, predictor: &PredictorSpec, kinds: &[Kind]) -> Kernel {
+    let layers = predictor.layers(spec, 0).len();
+    let drafts = kinds.iter().map(|&kind| {
+        let (width, rows) = (predictor.hidden_width(Some(kind)), layers * units(spec, kind));
+        Layer {
+            name: format!("{}_p{width}_r{rows}", kind.name()),
+            purpose: "Output layer of the predictor: a score for every unit of the layers that a station predicts.",
+            n: width,
+            rows,
+            normalization: Normalization::None,
+            relu: false,
+        }
+        .draft(spec, predictor)
+    });
+    let draft = Draft::beside(drafts.collect());
+    let name = format!("predict_{}_{}", draft.name, predictor.format.name());
+    Draft { name, ..draft }.finish()
 }
 
 /// Units of a layer.

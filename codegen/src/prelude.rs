@@ -33,6 +33,8 @@ DEVICE float half_bits_to_float(u16 h) {
     return x;
 }
 
+DEVICE float brain_bits_to_float(u16 b) { return __uint_as_float((u32)b << 16); }
+
 struct F16 {
     typedef u16 value;
     static const int SIZE = 8;
@@ -87,6 +89,13 @@ DEVICE float exponential(float x) {
     // In two steps, because 2^n alone may be no number.
     const int k = (int)n;
     return e * power_of_two(k >> 1) * power_of_two(k - (k >> 1));
+}
+
+DEVICE void add(float4& sum, float4 x) {
+    sum.x += x.x;
+    sum.y += x.y;
+    sum.z += x.z;
+    sum.w += x.w;
 }
 
 // Sum over the lanes that differ from this one in bits below WIDTH, a power of two: by 16, 8, 4, 2, 1. Every lane has it.
@@ -242,18 +251,24 @@ DEVICE void write_sums(u32 group, u32 t, float (&acc)[PASSES][W::SIZE], float4* 
 #pragma unroll
                 for (int k = 0; k < FOURS; k++) {
                     float4 q = make_float4(acc[p][4 * k], acc[p][4 * k + 1], acc[p][4 * k + 2], acc[p][4 * k + 3]);
-                    for (int g = 1; g < GROUPS; g++) {
-                        const float4 other = meet[((g - 1) * FOURS + k) * VECTORS + v];
-                        q.x += other.x;
-                        q.y += other.y;
-                        q.z += other.z;
-                        q.w += other.w;
-                    }
+                    for (int g = 1; g < GROUPS; g++) add(q, meet[((g - 1) * FOURS + k) * VECTORS + v]);
                     ((float4*)out)[v * FOURS + k] = q;
                 }
             }
         }
     }
+}
+
+// Whether this block is the last of `blocks` to come here, counted in `counter`. What the others wrote before is then there, for loads that
+// pass by the first-level cache (__ldcg). `flag` is shared memory. All threads of the block take part.
+DEVICE bool arrives_last(u32* counter, u32 blocks, u32* flag) {
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) *flag = atomicAdd(counter, 1u) + 1 == blocks ? 1u : 0u;
+    __syncthreads();
+    const bool last = *flag != 0u;
+    if (last) __threadfence();
+    return last;
 }
 
 // Positions that the token at `position` sees: at most the last `window`, all if that is 0. They are cut into SPLITS pieces of

@@ -2,7 +2,8 @@
 //!
 //! A runtime knows nothing of the kernels. It compiles [`Program::source`], allocates [`Program::buffers`], fills those whose
 //! [`Role`] says that they hold tensors, and launches [`Program::token`] in order, once per token, each launch after the one in
-//! front of it (captured once as a graph). Nothing in a token waits for the host: the token's id and position, the budget, the
+//! front of it (captured once as a graph). A prompt is cut into blocks of at most [`PROMPT_TOKENS`](crate::PROMPT_TOKENS) tokens: for each, the
+//! host writes [`Role::Block`] and launches [`Program::prompt`]; after the last, [`Program::end`], if logits are wanted. Nothing in a token waits for the host: the token's id and position, the budget, the
 //! lists and their lengths are device memory, so one graph serves all tokens, budgets and plans.
 //!
 //! # Memory
@@ -22,6 +23,7 @@
 //! | [`Tensor::Rope`] | `[context, d_h]`: `d_h/2` cosines, then `d_h/2` sines of every position |
 //! | [`Role::State`] | `[4]` `u32`: token, position, status bits, 0. The host writes token and position of a sequence's next step; |
 //! |   | the last launch of a token writes them for the token after it, so a greedy host need not |
+//! | [`Role::Block`] | `[4 + 128]`: first position of a block of a prompt, how many tokens it has, 0, 0, and the tokens |
 //! | [`Role::Tokens`] | `[context]`: the greedy choice after position `p` is at `p + 1` |
 //! | [`Role::Budget`] | `[4]`: heads and neurons that each layer keeps, each followed by how many all layers share beyond those |
 //! | [`Role::Lists`] | `[L, H]` and `[L, F]` `u32`: kept units of a layer, ascending. The host writes those of the layers up to the first |
@@ -33,12 +35,13 @@
 //! | [`Role::Logits`] | `[V]`, of the present token |
 //! | [`Role::ReadWhole`] | `[L, pieces]`: neurons whose record was read to the end, with ReLU |
 //!
-//! After a prompt that ran elsewhere, keys, values and the watermarks (all at the prompt's length) are what a token needs.
+//! After a prompt, here or elsewhere, keys, values and the watermarks (all at the prompt's length) are what a token needs; [`Program::end`] sets
+//! the watermarks, too. A block of a prompt needs the keys and values of all heads at all positions in front of it.
 
 use crate::kernel::{Kernel, ParamKind};
 use crate::predictor::{Kind, PredictorInput, PredictorSpec, WeightFormat};
 use crate::{Family, KernelSpec, Norm, Scope, SpecError};
-use crate::{attention, embed, ffn, head, norm, output, predictor, prelude, qkv, reduce, select};
+use crate::{attention, embed, ffn, head, norm, output, predictor, prelude, prompt, qkv, reduce, select};
 
 /// Norm of a layer or of the model's end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -114,6 +117,8 @@ pub enum Role {
     Tensor(Tensor),
     /// Token, position, status.
     State,
+    /// A block of a prompt.
+    Block,
     /// Greedy choices by position.
     Tokens,
     /// Counts of the budget.
@@ -136,7 +141,7 @@ pub enum Role {
     ReadWhole,
     /// The residual stream, `[d]`.
     Residual,
-    /// Contexts, `[H, d_h]`, where a predictor reads them.
+    /// Contexts, `[H, d_h]`; of heads that are not kept zeros where a predictor reads them, else anything.
     Contexts,
     /// Predicted scores, `[L, H]` or `[L, F]`; layers up to the first station are not written.
     Scores(Kind),
@@ -195,6 +200,10 @@ pub struct Program {
     pub buffers: Vec<Buffer>,
     /// The launches of one token, in order.
     pub token: Vec<Launch>,
+    /// The launches of a block of a prompt: keys and values of its tokens.
+    pub prompt: Vec<Launch>,
+    /// The launches after the last block of a prompt: logits after its last token.
+    pub end: Vec<Launch>,
 }
 
 impl Program {
@@ -215,9 +224,16 @@ impl Program {
             kernels: Vec::new(),
             buffers: Vec::new(),
             token: Vec::new(),
+            prompt: Vec::new(),
+            end: Vec::new(),
         };
-        let mut builder = Builder { program };
+        let mut builder = Builder { program, launches: Vec::new() };
         builder.token(windows);
+        builder.program.token = std::mem::take(&mut builder.launches);
+        builder.prompt(windows);
+        builder.program.prompt = std::mem::take(&mut builder.launches);
+        builder.prompt_end();
+        builder.program.end = std::mem::take(&mut builder.launches);
         Ok(builder.program)
     }
 
@@ -242,6 +258,7 @@ fn prelude_of(spec: &KernelSpec, predictor: Option<&PredictorSpec>) -> String {
     text += ffn::activation(spec.activation);
     text += &norm::function(spec);
     text += &qkv::functions(spec);
+    text += &prompt::functions(spec);
     if let Some(predictor) = predictor {
         if predictor.format == WeightFormat::Int8 {
             text += predictor::FUNCTIONS;
@@ -254,6 +271,8 @@ fn prelude_of(spec: &KernelSpec, predictor: Option<&PredictorSpec>) -> String {
 /// Puts a program together: kernels and buffers come into being when a launch first asks for them.
 struct Builder {
     program: Program,
+    /// Of what is being put together.
+    launches: Vec<Launch>,
 }
 
 impl Builder {
@@ -294,7 +313,7 @@ impl Builder {
             kernels.push(kernel);
             kernels.len() - 1
         });
-        self.program.token.push(Launch { kernel: index, grid, args, layer });
+        self.launches.push(Launch { kernel: index, grid, args, layer });
     }
 
     fn state(&mut self) -> Arg {
@@ -317,6 +336,54 @@ impl Builder {
         let width = predictor::units(self.spec(), kind);
         let layers = self.spec().sizes.layers;
         self.at(Role::Lists(kind), 4 * layers * width, 4 * layer * width)
+    }
+
+    /// Records of a layer's heads and key/value heads.
+    fn records(&mut self, spec: &KernelSpec, layer: usize) -> [Arg; 2] {
+        let (s, row) = (&spec.sizes, spec.row_bytes() as usize);
+        [
+            self.tensor(Tensor::Heads(layer), s.heads * 2 * s.head_dim * row),
+            self.tensor(Tensor::KvHeads(layer), s.kv_heads * 2 * s.head_dim * row),
+        ]
+    }
+
+    /// Records of a layer's neurons.
+    fn neurons(&mut self, spec: &KernelSpec, layer: usize) -> Arg {
+        let rows = if spec.family.is_llama() { 3 } else { 2 };
+        self.tensor(Tensor::Neurons(layer), spec.sizes.ffn * rows * spec.row_bytes() as usize)
+    }
+
+    /// Keys and values of a layer.
+    fn cache(&mut self, spec: &KernelSpec, layer: usize) -> [Arg; 2] {
+        let s = &spec.sizes;
+        let bytes = s.kv_heads * s.context * s.head_dim * spec.cache.size();
+        [Role::Keys, Role::Values].map(|role| self.at(role, s.layers * bytes, layer * bytes))
+    }
+
+    /// What is done to queries, keys and values: biases and rotations.
+    fn qkv_vectors(&mut self, spec: &KernelSpec, layer: usize) -> Vec<Arg> {
+        let (s, mut args) = (&spec.sizes, Vec::new());
+        if spec.bias.qkv {
+            args.push(self.tensor(Tensor::QueryBias(layer), 4 * s.heads * s.head_dim));
+            args.push(self.tensor(Tensor::KeyBias(layer), 4 * s.kv_heads * s.head_dim));
+            args.push(self.tensor(Tensor::ValueBias(layer), 4 * s.kv_heads * s.head_dim));
+        }
+        if spec.family.is_llama() {
+            args.push(self.tensor(Tensor::Rope, 4 * s.context * s.head_dim));
+        }
+        args
+    }
+
+    /// Biases of the first rows of an FFN.
+    fn ffn_vectors(&mut self, spec: &KernelSpec, layer: usize) -> Vec<Arg> {
+        let (s, mut args) = (&spec.sizes, Vec::new());
+        if spec.bias.ffn {
+            args.push(self.tensor(Tensor::FirstBias(layer), 4 * s.ffn));
+            if spec.family.is_llama() {
+                args.push(self.tensor(Tensor::UpBias(layer), 4 * s.ffn));
+            }
+        }
+        args
     }
 
     /// Arguments of the parameters of a norm.
@@ -366,13 +433,10 @@ impl Builder {
     fn attention(&mut self, layer: usize, window: u32) {
         let spec = self.spec().clone();
         let s = &spec.sizes;
-        let (row, here) = (spec.row_bytes() as usize, Some(layer));
-        let heads = self.tensor(Tensor::Heads(layer), s.heads * 2 * s.head_dim * row);
-        let kv_heads = self.tensor(Tensor::KvHeads(layer), s.kv_heads * 2 * s.head_dim * row);
+        let here = Some(layer);
+        let [heads, kv_heads] = self.records(&spec, layer);
         let (list, counts, state) = (self.list(Kind::Heads, layer), self.counts(layer), self.state());
-        let cached = s.kv_heads * s.context * s.head_dim * spec.cache.size();
-        let keys = self.at(Role::Keys, s.layers * cached, layer * cached);
-        let values = self.at(Role::Values, s.layers * cached, layer * cached);
+        let [keys, values] = self.cache(&spec, layer);
         let marks = 4 * (s.kv_heads + 1);
         let watermark = self.at(Role::Watermarks, s.layers * marks, layer * marks);
         let ring = 4 * spec.kv_flush * s.hidden;
@@ -381,68 +445,59 @@ impl Builder {
 
         let mut args = vec![heads, kv_heads];
         args.extend(self.norm(NormSite::Attention(layer)));
-        if spec.bias.qkv {
-            args.push(self.tensor(Tensor::QueryBias(layer), 4 * s.heads * s.head_dim));
-            args.push(self.tensor(Tensor::KeyBias(layer), 4 * s.kv_heads * s.head_dim));
-            args.push(self.tensor(Tensor::ValueBias(layer), 4 * s.kv_heads * s.head_dim));
-        }
-        if spec.family.is_llama() {
-            args.push(self.tensor(Tensor::Rope, 4 * s.context * s.head_dim));
-        }
-        args.extend([list, counts, state, watermark, pending, keys, values, queries]);
+        args.extend(self.qkv_vectors(&spec, layer));
+        let arrivals = self.arrivals(0);
+        args.extend([list, counts, state, watermark, pending, keys, values, queries, arrivals]);
         self.launch(here, qkv::kernel(&spec), args);
 
         let pieces = s.heads * spec.splits();
         let piece_sums = self.all(Role::Scratch("attention sums"), 4 * pieces * s.head_dim);
         let piece_stats = self.all(Role::Scratch("attention maxima"), 8 * pieces);
-        let contexts = self.reads_contexts();
-        let mut args = vec![keys, values, queries, list, counts, state, watermark, piece_sums, piece_stats];
-        if contexts {
-            args.push(self.contexts());
+        let contexts = self.contexts();
+        let args = vec![
+            keys,
+            values,
+            queries,
+            list,
+            counts,
+            state,
+            watermark,
+            piece_sums,
+            piece_stats,
+            arrivals,
+            contexts,
+            Arg::U32(window),
+        ];
+        self.launch(here, attention::kernel(&spec, self.reads_contexts()), args);
+
+        let mut args = vec![heads, contexts, list, counts];
+        if spec.bias.out {
+            args.push(self.tensor(Tensor::OutBias(layer), 4 * s.hidden));
         }
-        args.push(Arg::U32(window));
-        self.launch(here, attention::kernel(&spec, contexts), args);
-
-        let partial = self.partial();
-        let mut args = vec![heads, piece_sums, piece_stats, list, counts, state, partial];
-        if contexts {
-            args.push(self.contexts());
-        }
-        args.push(Arg::U32(window));
-        self.launch(here, output::kernel(&spec, contexts), args);
-
-        let kernel = reduce::kernel(&spec, spec.output_pieces(), spec.bias.out);
-        self.reduce(layer, kernel, spec.bias.out.then_some(Tensor::OutBias(layer)));
-    }
-
-    /// Pieces of a block's sum, which attention and FFN use in turn.
-    fn partial(&mut self) -> Arg {
-        let spec = self.spec();
-        let bytes = 4 * spec.sizes.hidden * spec.output_pieces().max(spec.ffn_pieces());
-        self.all(Role::Scratch("pieces"), bytes)
-    }
-
-    fn reduce(&mut self, layer: usize, kernel: Kernel, bias: Option<Tensor>) {
-        let bytes = 4 * self.spec().sizes.hidden;
-        let mut args = vec![self.partial()];
-        args.extend(bias.map(|bias| self.tensor(bias, bytes)));
         args.push(self.residual());
-        self.launch(Some(layer), kernel, args);
+        self.launch(here, output::kernel(&spec), args);
+    }
+
+    /// Counters by which a kernel knows its last block, from `first` on: those of the attention, then the LM head's. Every layer's first
+    /// kernel sets them to zero.
+    fn arrivals(&mut self, first: usize) -> Arg {
+        let bytes = 4 * (attention::arrivals(self.spec()) + 1);
+        self.at(Role::Scratch("arrivals"), bytes, 4 * first)
+    }
+
+    /// Pieces of the FFN's sum.
+    fn partial(&mut self) -> Arg {
+        let bytes = 4 * self.spec().sizes.hidden * self.spec().ffn_pieces();
+        self.all(Role::Scratch("pieces"), bytes)
     }
 
     fn ffn(&mut self, layer: usize) {
         let spec = self.spec().clone();
-        let (s, gated) = (&spec.sizes, spec.family.is_llama());
+        let s = &spec.sizes;
         let kernel = ffn::kernel(&spec);
-        let record = spec.row_bytes() as usize * if gated { 3 } else { 2 };
-        let mut args = vec![self.tensor(Tensor::Neurons(layer), s.ffn * record)];
+        let mut args = vec![self.neurons(&spec, layer)];
         args.extend(self.norm(NormSite::Ffn(layer)));
-        if spec.bias.ffn {
-            args.push(self.tensor(Tensor::FirstBias(layer), 4 * s.ffn));
-            if gated {
-                args.push(self.tensor(Tensor::UpBias(layer), 4 * s.ffn));
-            }
-        }
+        args.extend(self.ffn_vectors(&spec, layer));
         args.extend([self.list(Kind::Neurons, layer), self.counts(layer), self.partial()]);
         if kernel.params.last().is_some_and(|param| param.name == "read_whole") {
             let pieces = 4 * spec.ffn_pieces();
@@ -450,8 +505,108 @@ impl Builder {
         }
         // The FFN's lengths are the second of a layer's counts; the kernel knows.
         self.launch(Some(layer), kernel, args);
-        let kernel = reduce::kernel(&spec, spec.ffn_pieces(), spec.bias.ffn);
-        self.reduce(layer, kernel, spec.bias.ffn.then_some(Tensor::SecondBias(layer)));
+        let mut args = vec![self.partial()];
+        if spec.bias.ffn {
+            args.push(self.tensor(Tensor::SecondBias(layer), 4 * s.hidden));
+        }
+        args.push(self.residual());
+        self.launch(Some(layer), reduce::kernel(&spec), args);
+    }
+
+    fn prompt(&mut self, windows: &[u32]) {
+        let spec = self.spec().clone();
+        let (s, row) = (&spec.sizes, spec.row_bytes() as usize);
+        let block = self.all(Role::Block, 4 * prompt::BLOCK_WORDS);
+        let stream = self.all(Role::Scratch("prompt streams"), 4 * prompt::TOKENS * s.hidden);
+        let mut args = vec![self.tensor(Tensor::Embedding, s.vocab * row)];
+        if spec.family == Family::Opt {
+            args.push(self.tensor(Tensor::Positions, (s.context + spec.position_offset) * row));
+        }
+        args.extend([block, stream]);
+        self.launch(None, prompt::embed(&spec), args);
+        for layer in 0..s.layers {
+            let here = Some(layer);
+            let input = self.prompt_norm(&spec, NormSite::Attention(layer));
+            let [heads, kv_heads] = self.records(&spec, layer);
+            let [keys, values] = self.cache(&spec, layer);
+            let queries = self.all(Role::Scratch("prompt queries"), 4 * prompt::TOKENS * s.heads * s.head_dim);
+            let mut args = vec![heads, kv_heads, input, block];
+            args.extend(self.qkv_vectors(&spec, layer));
+            args.extend([keys, values, queries]);
+            self.launch(here, prompt::qkv(&spec), args);
+            let contexts = self.split("prompt contexts", &spec, s.heads * s.head_dim);
+            let window = windows.get(layer).copied().unwrap_or(0);
+            let args = vec![keys, values, queries, block, contexts, Arg::U32(window)];
+            self.launch(here, prompt::attention(&spec), args);
+            let sums = self.prompt_sums(&spec);
+            self.launch(here, prompt::output(&spec), vec![heads, contexts, block, sums]);
+
+            let input = self.prompt_norm(&spec, NormSite::Ffn(layer));
+            let inner = self.split("prompt inner values", &spec, s.ffn);
+            let records = self.neurons(&spec, layer);
+            let mut args = vec![records, input, block];
+            args.extend(self.ffn_vectors(&spec, layer));
+            args.push(inner);
+            self.launch(here, prompt::ffn_first(&spec), args);
+            self.launch(here, prompt::ffn_second(&spec), vec![records, inner, block, sums]);
+        }
+    }
+
+    /// Split activations of a block of a prompt.
+    fn split(&mut self, name: &'static str, spec: &KernelSpec, width: usize) -> Arg {
+        self.all(Role::Scratch(name), prompt::planes_bytes(spec, width))
+    }
+
+    fn prompt_sums(&mut self, spec: &KernelSpec) -> Arg {
+        let bytes = 4 * prompt::parts(spec) * prompt::TOKENS * spec.sizes.hidden;
+        self.all(Role::Scratch("prompt sums"), bytes)
+    }
+
+    /// The bias of the product in front of a norm, and whether there is such a product.
+    fn prompt_before(&mut self, spec: &KernelSpec, site: NormSite) -> (prompt::Before, Option<Arg>) {
+        let (bias, tensor) = match site {
+            NormSite::Attention(0) => return (prompt::Before::Nothing, None),
+            NormSite::Attention(layer) => (spec.bias.ffn, Tensor::SecondBias(layer - 1)),
+            NormSite::Ffn(layer) => (spec.bias.out, Tensor::OutBias(layer)),
+            NormSite::Final => (spec.bias.ffn, Tensor::SecondBias(spec.sizes.layers - 1)),
+        };
+        let arg = bias.then(|| self.tensor(tensor, 4 * spec.sizes.hidden));
+        (prompt::Before::Product { bias }, arg)
+    }
+
+    /// Adds the product in front to the residual streams of a block, and normalises them.
+    fn prompt_norm(&mut self, spec: &KernelSpec, site: NormSite) -> Arg {
+        let (before, bias) = self.prompt_before(spec, site);
+        let stream = self.all(Role::Scratch("prompt streams"), 4 * prompt::TOKENS * spec.sizes.hidden);
+        let mut args = vec![stream];
+        args.extend(self.norm(site).into_iter().skip(1));
+        args.push(self.all(Role::Block, 4 * prompt::BLOCK_WORDS));
+        if before != prompt::Before::Nothing {
+            args.push(self.prompt_sums(spec));
+        }
+        args.extend(bias);
+        let output = self.split("prompt input", spec, spec.sizes.hidden);
+        args.push(output);
+        let layer = match site {
+            NormSite::Attention(layer) | NormSite::Ffn(layer) => Some(layer),
+            NormSite::Final => None,
+        };
+        self.launch(layer, prompt::norm(spec, before), args);
+        output
+    }
+
+    fn prompt_end(&mut self) {
+        let spec = self.spec().clone();
+        let s = &spec.sizes;
+        let (_, bias) = self.prompt_before(&spec, NormSite::Final);
+        let stream = self.all(Role::Scratch("prompt streams"), 4 * prompt::TOKENS * s.hidden);
+        let mut args = vec![stream, self.all(Role::Block, 4 * prompt::BLOCK_WORDS), self.prompt_sums(&spec)];
+        args.extend(bias);
+        args.extend([self.residual(), self.arrivals(0)]);
+        args.push(self.all(Role::Watermarks, 4 * s.layers * (s.kv_heads + 1)));
+        args.push(self.state());
+        self.launch(None, prompt::end(&spec, spec.bias.ffn), args);
+        self.end();
     }
 
     fn end(&mut self) {
@@ -462,10 +617,15 @@ impl Builder {
         args.extend(self.norm(NormSite::Final));
         let best = self.all(Role::Scratch("best logits"), blocks);
         let id = self.all(Role::Scratch("best tokens"), blocks);
-        args.extend([self.all(Role::Logits, 4 * s.vocab), best, id, self.status()]);
-        self.launch(None, head::head(&spec), args);
-        let args = vec![best, id, self.state(), self.all(Role::Tokens, 4 * s.context)];
-        self.launch(None, head::choose(&spec), args);
+        args.extend([
+            self.all(Role::Logits, 4 * s.vocab),
+            best,
+            id,
+            self.arrivals(attention::arrivals(&spec)),
+            self.state(),
+        ]);
+        args.push(self.all(Role::Tokens, 4 * s.context));
+        self.launch(None, head::kernel(&spec), args);
     }
 
     fn status(&mut self) -> Arg {
@@ -479,26 +639,42 @@ impl Builder {
         if layers.is_empty() {
             return;
         }
-        let trunk_width = predictor.heads.or(predictor.neurons).filter(|_| predictor.trunk);
-        if let Some(width) = trunk_width {
-            self.hidden(&spec, &predictor, station, None, width);
+        let kinds: Vec<Kind> = Kind::ALL.into_iter().filter(|kind| predictor.width(*kind).is_some()).collect();
+        if predictor.trunk {
+            self.hidden(&spec, &predictor, station, &[None]);
+        } else {
+            let own: Vec<Option<Kind>> = kinds.iter().copied().map(Some).collect();
+            self.hidden(&spec, &predictor, station, &own);
         }
-        for kind in Kind::ALL {
-            let Some(width) = predictor.width(kind) else { continue };
-            if trunk_width.is_none() {
-                self.hidden(&spec, &predictor, station, Some(kind), width);
-            }
-            let units = predictor::units(&spec, kind);
-            let rows = layers.len() * units;
-            let kernel = predictor::output(&spec, &predictor, kind, width);
-            let part = |part| Tensor::Output(station, kind, part);
-            let mut args = self.layer_tensors(&predictor, part, rows, width);
-            args.push(self.all(Role::Scratch("hidden layer"), 4 * width));
-            let scores = self.at(Role::Scores(kind), 4 * spec.sizes.layers * units, 4 * layers.start * units);
-            args.extend([scores, Arg::U32(rows as u32)]);
-            self.launch(None, kernel, args);
-            self.select(&spec, kind, layers.clone(), scores);
-        }
+        let args: Vec<Vec<Arg>> = kinds
+            .iter()
+            .map(|&kind| {
+                let (units, own) = (predictor::units(&spec, kind), Some(kind).filter(|_| !predictor.trunk));
+                let (rows, width) = (layers.len() * units, predictor.width(kind).unwrap_or(0));
+                let mut args = self.layer_tensors(&predictor, |part| Tensor::Output(station, kind, part), rows, width);
+                let scores = self.scores(&spec, kind, layers.start);
+                args.extend([self.hidden_layer(own, width), scores, Arg::U32(rows as u32)]);
+                args
+            })
+            .collect();
+        self.launch(None, predictor::output(&spec, &predictor, &kinds), args.concat());
+        self.select(&spec, &kinds, layers);
+    }
+
+    /// Scores of a layer.
+    fn scores(&mut self, spec: &KernelSpec, kind: Kind, layer: usize) -> Arg {
+        let units = predictor::units(spec, kind);
+        self.at(Role::Scores(kind), 4 * spec.sizes.layers * units, 4 * layer * units)
+    }
+
+    /// The hidden layer of a kind, or the trunk.
+    fn hidden_layer(&mut self, kind: Option<Kind>, width: usize) -> Arg {
+        let name = match kind {
+            None => "trunk",
+            Some(Kind::Heads) => "hidden layer of heads",
+            Some(Kind::Neurons) => "hidden layer of neurons",
+        };
+        self.all(Role::Scratch(name), 4 * width)
     }
 
     /// Weight, scale and bias of a predictor's layer.
@@ -519,54 +695,104 @@ impl Builder {
         args
     }
 
-    fn hidden(
-        &mut self,
-        spec: &KernelSpec,
-        predictor: &PredictorSpec,
-        station: usize,
-        kind: Option<Kind>,
-        width: usize,
-    ) {
+    /// The hidden layers of these kinds, or the trunk.
+    fn hidden(&mut self, spec: &KernelSpec, predictor: &PredictorSpec, station: usize, kinds: &[Option<Kind>]) {
         let n = predictor.inputs(spec);
-        let kernel = predictor::hidden(spec, predictor, width);
-        let mut args = self.layer_tensors(predictor, |part| Tensor::Hidden(station, kind, part), width, n);
-        args.push(match predictor.input {
-            PredictorInput::Residual => self.residual(),
-            PredictorInput::Contexts => self.contexts(),
-        });
-        if predictor.normalization == predictor::Normalization::Standardize {
-            args.push(self.tensor(Tensor::Mean(station), 4 * n));
-            args.push(self.tensor(Tensor::Scale(station), 4 * n));
-        }
-        let most = predictor.heads.max(predictor.neurons).unwrap_or(width);
-        args.push(self.all(Role::Scratch("hidden layer"), 4 * most));
-        args.push(Arg::U32(width as u32));
-        self.launch(None, kernel, args);
+        let args: Vec<Vec<Arg>> = kinds
+            .iter()
+            .map(|&kind| {
+                let width = predictor.hidden_width(kind);
+                let tensors = |part| Tensor::Hidden(station, kind, part);
+                let mut args = self.layer_tensors(predictor, tensors, width, n);
+                args.push(match predictor.input {
+                    PredictorInput::Residual => self.residual(),
+                    PredictorInput::Contexts => self.contexts(),
+                });
+                if predictor.normalization == predictor::Normalization::Standardize {
+                    args.push(self.tensor(Tensor::Mean(station), 4 * n));
+                    args.push(self.tensor(Tensor::Scale(station), 4 * n));
+                }
+                args.extend([self.hidden_layer(kind, width), Arg::U32(width as u32)]);
+                args
+            })
+            .collect();
+        self.launch(None, predictor::hidden(spec, predictor, kinds), args.concat());
     }
 
-    fn select(&mut self, spec: &KernelSpec, kind: Kind, layers: std::ops::Range<usize>, scores: Arg) {
+    /// The lists of these kinds for `layers`.
+    fn select(&mut self, spec: &KernelSpec, kinds: &[Kind], layers: std::ops::Range<usize>) {
         let most = self.program.predictor.as_ref().map_or(0, |p| p.layers(spec, 0).len());
-        let grid = [layers.len() as u32, 1];
-        let second = usize::from(kind == Kind::Neurons);
-        let budget = self.at(Role::Budget, 16, 8 * second);
-        let list = self.list(kind, layers.start);
-        let all = spec.sizes.layers;
-        let counts = self.at(Role::Counts, 8 * all, 8 * layers.start + 4 * second);
-        let (status, common) = (self.status(), [scores, budget]);
+        let grid = [layers.len() as u32, kinds.len() as u32];
+        let status = self.status();
+        let places: Vec<Places> = kinds
+            .iter()
+            .map(|&kind| {
+                let (second, all) = (usize::from(kind == Kind::Neurons), spec.sizes.layers);
+                Places {
+                    common: [self.scores(spec, kind, layers.start), self.at(Role::Budget, 16, 8 * second)],
+                    lists: [
+                        self.list(kind, layers.start),
+                        self.at(Role::Counts, 8 * all, 8 * layers.start + 4 * second),
+                    ],
+                    kind,
+                }
+            })
+            .collect();
+        let launch = |builder: &mut Self, kernel: Kernel, args: &dyn Fn(&mut Self, &Places) -> Vec<Arg>| {
+            let args: Vec<Arg> =
+                places.iter().flat_map(|places| [places.common.to_vec(), args(builder, places)].concat()).collect();
+            builder.launch_on(None, kernel, grid, args);
+        };
         if spec.scope == Scope::Local {
-            let args = [&common[..], &[status, list, counts]].concat();
-            return self.launch_on(None, select::local(spec, kind, most), grid, args);
+            let kernel = select::local(spec, kinds, most);
+            return launch(self, kernel, &|_, places| [&[status], &places.lists[..]].concat());
         }
-        let [cut, histogram, ties, collect] = select::global(spec, kind, most);
-        let cuts = self.all(Role::Scratch("cuts"), 16 * all);
-        let bins = self.all(Role::Scratch("histograms"), 4 * select::DIGITS * select::BINS);
-        let rest = self.all(Role::Scratch("common cut"), 8);
-        self.launch_on(None, cut, grid, [&common[..], &[status, cuts, bins]].concat());
+        let [cut, histogram, ties, collect] = select::global(spec, kinds, most);
+        launch(self, cut, &|builder, places| vec![status, builder.cuts(places), builder.bins(places)]);
         for digit in 0..select::DIGITS as u32 {
-            let args = [&common[..], &[cuts, bins, Arg::U32(digit)]].concat();
-            self.launch_on(None, histogram.clone(), grid, args);
+            launch(self, histogram.clone(), &|builder, places| {
+                vec![builder.cuts(places), builder.bins(places), Arg::U32(digit)]
+            });
         }
-        self.launch_on(None, ties, grid, [&common[..], &[cuts, bins, rest]].concat());
-        self.launch_on(None, collect, grid, [&common[..], &[cuts, rest, list, counts]].concat());
+        launch(self, ties, &|builder, places| vec![builder.cuts(places), builder.bins(places), builder.rest(places)]);
+        launch(self, collect, &|builder, places| {
+            [&[builder.cuts(places), builder.rest(places)], &places.lists[..]].concat()
+        });
+    }
+
+    /// Cuts of all layers.
+    fn cuts(&mut self, places: &Places) -> Arg {
+        let names = ["cuts of heads", "cuts of neurons"];
+        let bytes = 16 * self.spec().sizes.layers;
+        self.all(Role::Scratch(places.name(names)), bytes)
+    }
+
+    fn bins(&mut self, places: &Places) -> Arg {
+        let names = ["histograms of heads", "histograms of neurons"];
+        self.all(Role::Scratch(places.name(names)), 4 * select::DIGITS * select::BINS)
+    }
+
+    /// The cut that all layers have in common.
+    fn rest(&mut self, places: &Places) -> Arg {
+        let names = ["common cut of heads", "common cut of neurons"];
+        self.all(Role::Scratch(places.name(names)), 8)
+    }
+}
+
+/// Where the selection of a kind reads and writes.
+struct Places {
+    kind: Kind,
+    /// Scores and budget.
+    common: [Arg; 2],
+    /// Lists and their lengths.
+    lists: [Arg; 2],
+}
+
+impl Places {
+    fn name(&self, [heads, neurons]: [&'static str; 2]) -> &'static str {
+        match self.kind {
+            Kind::Heads => heads,
+            Kind::Neurons => neurons,
+        }
     }
 }

@@ -8,11 +8,13 @@
 //! watermarks move in the attention kernel, when no block reads them any more. A row that is made late has the same products in
 //! the same order as one that is made at once, so the cache is bit for bit the same. The weights are read from memory once;
 //! rows of earlier positions are made four at a time with weights from the first-level cache.
+//!
+//! It also sets the counters of arrivals to zero that later kernels of the token find their last blocks by.
 
 use crate::kernel::{Access, Draft, Element, Kernel, Param, Traffic};
 use crate::prelude::class;
 use crate::template::fill;
-use crate::{DType, KernelSpec, embed, norm};
+use crate::{DType, KernelSpec, attention, embed, norm};
 
 /// Device functions of this and the attention kernel.
 const FUNCTIONS: &str = r#"
@@ -90,6 +92,7 @@ const BODY: &str = r#"    float4* x = shared_memory;
     if (blockIdx.x == 0) {
         float4* row = (float4*)(pending + (u64)(position % $FLUSH) * $D);
         for (u32 i = threadIdx.x; i < $D / 4; i += $THREADS) row[i] = x[place<$W, $NV>(i)];
+        for (u32 i = threadIdx.x; i < $ARRIVALS; i += $THREADS) arrivals[i] = 0u;
     }
     const u32 queries_end = kept * $HALF, end = queries_end + filling * $DH;
     for (u32 unit = blockIdx.x * $WARPS + warp; unit < end; unit += $BLOCKS * $WARPS) {
@@ -199,6 +202,7 @@ pub(crate) fn kernel(spec: &KernelSpec) -> Kernel {
         Param::buffer("keys", cache, Access::Write, made),
         Param::buffer("values", cache, Access::Write, made),
         Param::buffer("queries", Element::F32, Access::Write, Traffic { head: head_row, ..Traffic::NONE }),
+        Param::written("arrivals", Element::U32, attention::arrivals(spec) + 1),
     ]);
     let rotate = |indent: &str, position: &str| ROTATE.replace("INDENT", indent).replace("POSITION", position);
     let query_bias = match spec.bias.qkv {
@@ -263,6 +267,7 @@ pub(crate) fn kernel(spec: &KernelSpec) -> Kernel {
                 ("RECORD", &(2 * dh * spec.vectors())),
                 ("CONTEXT", &s.context),
                 ("FLUSH", &spec.kv_flush),
+                ("ARRIVALS", &(attention::arrivals(spec) + 1)),
                 ("THREADS", &THREADS),
                 ("WARPS", &(THREADS / 32)),
                 ("BLOCKS", &blocks),

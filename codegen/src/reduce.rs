@@ -1,4 +1,4 @@
-//! The end of a block: pieces are added in order, then the bias, then the residual stream.
+//! The end of the FFN: pieces are added in order, then the bias, then the residual stream.
 
 use crate::KernelSpec;
 use crate::kernel::{Access, Draft, Element, Kernel, Param, Traffic};
@@ -15,42 +15,23 @@ const BODY: &str = r#"    // Sixteen threads hold 64 columns; row r of the sixte
     if (at < $FOURS) {
 #pragma unroll 4
         for (u32 piece = row; piece < $PIECES; piece += 16) {
-            const float4 q = ((const float4*)partial)[piece * $FOURS + at];
-            sum.x += q.x;
-            sum.y += q.y;
-            sum.z += q.z;
-            sum.w += q.w;
+            add(sum, ((const float4*)partial)[piece * $FOURS + at]);
         }
     }
     rows[row * 16 + column] = sum;
     __syncthreads();
     if (row == 0 && at < $FOURS) {
-        for (u32 r = 1; r < 16; r++) {
-            const float4 q = rows[r * 16 + column];
-            sum.x += q.x;
-            sum.y += q.y;
-            sum.z += q.z;
-            sum.w += q.w;
-        }
-$BIAS        float4 q = ((float4*)residual)[at];
-        q.x += sum.x;
-        q.y += sum.y;
-        q.z += sum.z;
-        q.w += sum.w;
-        ((float4*)residual)[at] = q;
+        for (u32 r = 1; r < 16; r++) add(sum, rows[r * 16 + column]);
+$BIAS        add(sum, ((const float4*)residual)[at]);
+        ((float4*)residual)[at] = sum;
     }
 "#;
 
-const BIAS: &str = r#"        const float4 b = ((const float4*)bias)[at];
-        sum.x += b.x;
-        sum.y += b.y;
-        sum.z += b.z;
-        sum.w += b.w;
-"#;
+const BIAS: &str = "        add(sum, ((const float4*)bias)[at]);\n";
 
 /// `residual += sum of partial [pieces, d] (+ bias)`.
-pub(crate) fn kernel(spec: &KernelSpec, pieces: usize, bias: bool) -> Kernel {
-    let d = spec.sizes.hidden;
+pub(crate) fn kernel(spec: &KernelSpec) -> Kernel {
+    let (d, pieces, bias) = (spec.sizes.hidden, spec.ffn_pieces(), spec.bias.ffn);
     let mut params = vec![Param::read("partial", Element::F32, pieces * d)];
     if bias {
         params.push(Param::read("bias", Element::F32, d));

@@ -12,7 +12,7 @@
 //! Semantics are those of the engine's `sparsity::select`: both zeros are one, ties go to the lower layer, then to the lower index.
 //! The counts of the budget are read from device memory.
 
-use crate::kernel::{Access, Draft, Element, Kernel, Param, ParamKind, Traffic};
+use crate::kernel::{Access, Draft, Element, Kernel, Param, Traffic};
 use crate::predictor::{Kind, units};
 use crate::template::{fill, round_up};
 use crate::{KernelSpec, head};
@@ -291,56 +291,55 @@ const COLLECT: &str = r#"    u32* slots = (u32*)shared_memory;
     collect<$WIDTH, $WARPS, $ITEMS>(scores + (u64)blockIdx.x * $WIDTH, cut, slots, lists + (u64)blockIdx.x * $WIDTH, counts + 2 * blockIdx.x);
 "#;
 
-/// How a layer's units are shared by threads.
-struct Ranks {
-    width: usize,
-    threads: usize,
-    items: usize,
+/// Threads of a block that ranks a layer's units of any of these kinds.
+fn threads(spec: &KernelSpec, kinds: &[Kind]) -> usize {
+    let of = |kind: &Kind| {
+        let width = units(spec, *kind);
+        let items = width.div_ceil(round_up(width, 32).min(1024));
+        round_up(width.div_ceil(items), 32)
+    };
+    kinds.iter().map(of).max().unwrap_or(32)
 }
 
-impl Ranks {
-    fn of(spec: &KernelSpec, kind: Kind) -> Ranks {
-        let width = units(spec, kind);
-        let threads = round_up(width, 32).min(1024);
-        let items = width.div_ceil(threads);
-        Ranks { width, threads: round_up(width.div_ceil(items), 32), items }
-    }
-}
-
-/// One kernel of the selection. `layers` is for the declared bytes: the launch says how many.
+/// One kernel of the selection for these kinds beside each other. `layers` is for the declared bytes: the launch says how many.
 fn kernel(
     spec: &KernelSpec,
-    kind: Kind,
+    kinds: &[Kind],
     layers: usize,
     [name, purpose, body]: [&str; 3],
-    extra: &[Param],
+    extra: impl Fn(Kind) -> Vec<Param>,
     bins: bool,
 ) -> Kernel {
-    let Ranks { width, threads, items } = Ranks::of(spec, kind);
-    let mut params = vec![Param::read("scores", Element::F32, layers * width), Param::read("budget", Element::U32, 2)];
-    params.extend_from_slice(extra);
-    Draft {
-        name: format!("{name}_{}_n{width}", kind.name()),
-        purpose,
-        grid: [layers, 1],
-        threads,
-        resident: 1,
-        shared: 4 * (SLOTS + if bins { BINS } else { 0 }),
-        params,
-        body: fill(
-            body,
-            &[
-                ("WIDTH", &width),
-                ("ITEMS", &items),
-                ("THREADS", &threads),
-                ("WARPS", &(threads / 32)),
-                ("BINS", &BINS),
-                ("DIGITS", &DIGITS),
-                ("SLOTS", &SLOTS),
-            ],
-        ),
-    }
-    .finish()
+    let threads = threads(spec, kinds);
+    let drafts = kinds.iter().map(|&kind| {
+        let width = units(spec, kind);
+        let mut params =
+            vec![Param::read("scores", Element::F32, layers * width), Param::read("budget", Element::U32, 2)];
+        params.extend(extra(kind));
+        Draft {
+            name: format!("{}_n{width}", kind.name()),
+            purpose,
+            grid: [layers, 1],
+            threads,
+            resident: 1,
+            shared: 4 * (SLOTS + if bins { BINS } else { 0 }),
+            params,
+            body: fill(
+                body,
+                &[
+                    ("WIDTH", &width),
+                    ("ITEMS", &width.div_ceil(threads)),
+                    ("THREADS", &threads),
+                    ("WARPS", &(threads / 32)),
+                    ("BINS", &BINS),
+                    ("DIGITS", &DIGITS),
+                    ("SLOTS", &SLOTS),
+                ],
+            ),
+        }
+    });
+    let draft = Draft::beside(drafts.collect());
+    Draft { name: format!("{name}_{}", draft.name), ..draft }.finish()
 }
 
 /// The device functions, filled.
@@ -364,51 +363,38 @@ fn lists(kind: Kind, layers: usize) -> [Param; 2] {
 const STATUS: Param = Param::buffer("status", Element::U32, Access::ReadWrite, Traffic::NONE);
 
 /// Lists of a local budget.
-pub(crate) fn local(spec: &KernelSpec, kind: Kind, layers: usize) -> Kernel {
+pub(crate) fn local(spec: &KernelSpec, kinds: &[Kind], layers: usize) -> Kernel {
     let text = ["select", "The best units of every layer, as many as the budget says.", SELECT];
-    let [list, count] = lists(kind, layers);
-    kernel(spec, kind, layers, text, &[STATUS, list, count], false)
+    let extra = |kind| {
+        let [list, count] = lists(kind, layers);
+        vec![STATUS, list, count]
+    };
+    kernel(spec, kinds, layers, text, extra, false)
 }
 
 /// The kernels of a global budget in the order of their launches; the second is launched for each of three digits.
-pub(crate) fn global(spec: &KernelSpec, kind: Kind, layers: usize) -> [Kernel; 4] {
+pub(crate) fn global(spec: &KernelSpec, kinds: &[Kind], layers: usize) -> [Kernel; 4] {
     let cuts = |access, n: usize| Param::buffer("cuts", Element::U32, access, Traffic::fixed(4 * n * layers));
     let bins = |access, digits: usize| Param::buffer("bins", Element::U32, access, Traffic::fixed(4 * digits * BINS));
     let rest = |access| Param::buffer("rest", Element::U32, access, Traffic::fixed(8));
-    let digit = Param { name: "digit", kind: ParamKind::U32, traffic: Traffic::NONE, weights: false };
-    let [list, count] = lists(kind, layers);
+    let of = |text, with_bins, extra: &dyn Fn(Kind) -> Vec<Param>| kernel(spec, kinds, layers, text, extra, with_bins);
     [
-        kernel(
-            spec,
-            kind,
-            layers,
-            ["cut", "The units that every layer keeps whatever the others have.", CUT],
-            &[STATUS, cuts(Access::Write, 3), bins(Access::Write, DIGITS)],
-            false,
-        ),
-        kernel(
-            spec,
-            kind,
-            layers,
-            ["histogram", "Counts one digit of the keys that compete for the rest.", HISTOGRAM],
-            &[cuts(Access::Read, 2), bins(Access::ReadWrite, 2), digit],
-            true,
-        ),
-        kernel(
-            spec,
-            kind,
-            layers,
-            ["ties", "The common threshold, and how many keys of every layer equal it.", TIES],
-            &[cuts(Access::ReadWrite, 3), bins(Access::Read, DIGITS), rest(Access::Write)],
-            false,
-        ),
-        kernel(
-            spec,
-            kind,
-            layers,
+        of(["cut", "The units that every layer keeps whatever the others have.", CUT], false, &|_| {
+            vec![STATUS, cuts(Access::Write, 3), bins(Access::Write, DIGITS)]
+        }),
+        of(["histogram", "Counts one digit of the keys that compete for the rest.", HISTOGRAM], true, &|_| {
+            vec![cuts(Access::Read, 2), bins(Access::ReadWrite, 2), Param::number("digit")]
+        }),
+        of(["ties", "The common threshold, and how many keys of every layer equal it.", TIES], false, &|_| {
+            vec![cuts(Access::ReadWrite, 3), bins(Access::Read, DIGITS), rest(Access::Write)]
+        }),
+        of(
             ["collect", "The units over the common threshold, and ties in order of layer and index.", COLLECT],
-            &[cuts(Access::Read, 3), rest(Access::Read), list, count],
             false,
+            &|kind| {
+                let [list, count] = lists(kind, layers);
+                vec![cuts(Access::Read, 3), rest(Access::Read), list, count]
+            },
         ),
     ]
 }

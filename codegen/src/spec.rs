@@ -100,6 +100,12 @@ impl Sm {
         if Sm::SUPPORTED.contains(&sm) { Ok(sm) } else { Err(SpecError::UnsupportedSm { found: version }) }
     }
 
+    /// The version whose code a GPU runs best: code runs on all later ones of its generation. `None` if there is none.
+    pub fn of_device(version: u32) -> Option<Sm> {
+        let fits = |sm: &Sm| sm.version() / 10 == version / 10 && sm.version() <= version;
+        Sm::SUPPORTED.into_iter().filter(fits).max()
+    }
+
     /// The number: 80 for `sm_80`.
     pub const fn version(self) -> u32 {
         self.0
@@ -437,6 +443,11 @@ mod tests {
             change(&mut spec);
             assert_eq!(spec.validate().unwrap_err().to_string(), message);
         }
+        let of_device = |version| Sm::of_device(version).map(Sm::version);
+        assert_eq!(
+            [75, 80, 87, 90, 103, 121].map(of_device),
+            [None, Some(80), Some(86), Some(90), Some(100), Some(120)]
+        );
         assert_eq!(
             Sm::new(75).unwrap_err().to_string(),
             "no kernels for sm_75; supported are 80, 86, 89, 90, 100, 120"

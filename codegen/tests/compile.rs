@@ -106,7 +106,7 @@ fn every_variant_compiles() {
     }
 }
 
-/// In the PTX, kernels load their weights by 16 bytes and never through anything narrower than the read-only path.
+/// In the PTX, kernels load their weights by 16 bytes, through the read-only path or straight to shared memory, and never by less.
 #[test]
 fn weights_are_loaded_by_16_bytes() {
     let Some(nvrtc) = nvrtc() else { return };
@@ -117,7 +117,8 @@ fn weights_are_loaded_by_16_bytes() {
         for kernel in program.kernels.iter().filter(|kernel| kernel.params.iter().any(|param| param.weights)) {
             let entry = ptx.split(&format!(".entry {}(", kernel.name)).nth(1).unwrap();
             let body = entry.split(".entry ").next().unwrap();
-            assert!(body.matches("ld.global.nc.v4.u32").count() >= 1, "{}", kernel.name);
+            let loads = ["ld.global.nc.v4.u32", "cp.async.cg.shared.global"].map(|load| body.matches(load).count());
+            assert!(loads.iter().sum::<usize>() >= 1, "{}", kernel.name);
             assert!(!body.contains("ld.global.nc.u16") && !body.contains("ld.global.nc.v2"), "{}", kernel.name);
         }
     }

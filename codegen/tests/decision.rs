@@ -1,4 +1,4 @@
-//! Decisions on the emulated device: scores as the engine's predictor gives them, lists as its selection does.
+//! Decisions on a device: scores as the engine's predictor gives them, lists as its selection does.
 
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
@@ -6,10 +6,11 @@ mod support;
 
 use shadowllm_codegen::{
     DType, KernelSpec, Kind, Normalization, Part, PredictorInput, PredictorSpec, Program, Role, STATUS_BAD_SCORE,
-    Scope, Sizes, Sm, Tensor, WeightFormat,
+    Scope, Sizes, Tensor, WeightFormat,
 };
 use shadowllm_emulator::Schedule;
 
+use support::device::{on_devices, sm};
 use support::host::{Host, Random};
 use support::{nvrtc, predictor};
 
@@ -17,7 +18,7 @@ const SIZES: Sizes =
     Sizes { layers: 5, hidden: 72, heads: 6, kv_heads: 3, head_dim: 16, ffn: 1100, vocab: 40, context: 32 };
 
 fn spec(scope: Scope) -> KernelSpec {
-    KernelSpec { scope, ..KernelSpec::llama(SIZES, DType::F16, Sm::new(80).unwrap()) }
+    KernelSpec { scope, ..KernelSpec::llama(SIZES, DType::F16, sm()) }
 }
 
 /// Indices of the launches whose kernels' names begin with one of `names`.
@@ -73,59 +74,60 @@ fn normalised(host: &Host, predictor: &PredictorSpec, x: &[f32]) -> Vec<f32> {
     }
 }
 
-#[test]
-fn scores_are_those_of_the_engine() {
-    let Some(nvrtc) = nvrtc() else { return };
-    let base = PredictorSpec { heads: Some(20), neurons: Some(70), ..predictor() };
-    let float = |dtype| WeightFormat::Float(dtype);
-    let cases = [
-        base.clone(),
-        PredictorSpec { normalization: Normalization::Standardize, neurons: Some(600), ..base.clone() },
-        PredictorSpec { input: PredictorInput::Contexts, normalization: Normalization::MinMax, ..base.clone() },
-        PredictorSpec { format: float(DType::F16), bias: false, relu: false, ..base.clone() },
-        PredictorSpec { format: float(DType::F32), trunk: true, heads: Some(33), neurons: Some(33), ..base.clone() },
-        PredictorSpec { format: float(DType::BF16), normalization: Normalization::MinMax, ..base },
-    ];
-    for predictor in cases {
-        let compiled = Host::compile(&nvrtc, &spec(Scope::Local), Some(&predictor));
-        let mut host = Host::new(&compiled, 3);
-        host.device.set_schedule(Schedule::Random(9));
-        let budget = host.buffer(Role::Budget);
-        host.device.upload(budget, 0, &[3_u32, 0, 100, 0]).unwrap();
-        host.start(7, 0);
-        let first = launches(&host.program, &["predict_"])[0];
-        (0..first).for_each(|i| drop(host.launch(i)));
-        let x = host.values::<f32>(match predictor.input {
-            PredictorInput::Residual => Role::Residual,
-            PredictorInput::Contexts => Role::Contexts,
-        });
-        assert!(x.iter().all(|v| v.is_finite() && *v != 0.0), "all contexts of layer 0 are there");
-        let decision = launches(&host.program, &["predict_", "select_"]);
-        decision.into_iter().for_each(|i| drop(host.launch(i)));
-        let x = normalised(&host, &predictor, &x);
-        for (kind, units) in [(Kind::Heads, SIZES.heads), (Kind::Neurons, SIZES.ffn)] {
-            let width = predictor.width(kind).unwrap();
-            let own = if predictor.trunk { None } else { Some(kind) };
-            let mut hidden = layer(&host, |part| Tensor::Hidden(0, own, part), &x, width);
-            if predictor.relu {
-                hidden.iter_mut().for_each(|v| *v = v.max(0.0));
+on_devices! {
+    fn scores_are_those_of_the_engine() {
+        let Some(nvrtc) = nvrtc() else { return };
+        let base = PredictorSpec { heads: Some(20), neurons: Some(70), ..predictor() };
+        let float = |dtype| WeightFormat::Float(dtype);
+        let cases = [
+            base.clone(),
+            PredictorSpec { normalization: Normalization::Standardize, neurons: Some(600), ..base.clone() },
+            PredictorSpec { input: PredictorInput::Contexts, normalization: Normalization::MinMax, ..base.clone() },
+            PredictorSpec { format: float(DType::F16), bias: false, relu: false, ..base.clone() },
+            PredictorSpec { format: float(DType::F32), trunk: true, heads: Some(33), neurons: Some(33), ..base.clone() },
+            PredictorSpec { format: float(DType::BF16), normalization: Normalization::MinMax, ..base },
+        ];
+        for predictor in cases {
+            let compiled = Host::compile(&nvrtc, &spec(Scope::Local), Some(&predictor));
+            let mut host = Host::new(&compiled, 3);
+            host.device.set_schedule(Schedule::Random(9));
+            let budget = host.buffer(Role::Budget);
+            host.device.upload(budget, 0, &[3_u32, 0, 100, 0]).unwrap();
+            host.start(7, 0);
+            let first = launches(&host.program, &["predict_"])[0];
+            (0..first).for_each(|i| drop(host.launch(i)));
+            let x = host.values::<f32>(match predictor.input {
+                PredictorInput::Residual => Role::Residual,
+                PredictorInput::Contexts => Role::Contexts,
+            });
+            assert!(x.iter().all(|v| v.is_finite() && *v != 0.0), "all contexts of layer 0 are there");
+            let decision = launches(&host.program, &["predict_", "select_"]);
+            decision.into_iter().for_each(|i| drop(host.launch(i)));
+            let x = normalised(&host, &predictor, &x);
+            for (kind, units) in [(Kind::Heads, SIZES.heads), (Kind::Neurons, SIZES.ffn)] {
+                let width = predictor.width(kind).unwrap();
+                let own = if predictor.trunk { None } else { Some(kind) };
+                let mut hidden = layer(&host, |part| Tensor::Hidden(0, own, part), &x, width);
+                if predictor.relu {
+                    hidden.iter_mut().for_each(|v| *v = v.max(0.0));
+                }
+                let expected = layer(&host, |part| Tensor::Output(0, kind, part), &hidden, 4 * units);
+                let scores = &host.values::<f32>(Role::Scores(kind))[units..];
+                if predictor.format == WeightFormat::Int8 {
+                    assert_eq!(scores, expected, "{predictor:?}");
+                } else {
+                    let size = expected.iter().fold(0.0_f32, |a, b| a.max(b.abs()));
+                    assert!(scores.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-5 * size), "{predictor:?}");
+                }
             }
-            let expected = layer(&host, |part| Tensor::Output(0, kind, part), &hidden, 4 * units);
-            let scores = &host.values::<f32>(Role::Scores(kind))[units..];
-            if predictor.format == WeightFormat::Int8 {
-                assert_eq!(scores, expected, "{predictor:?}");
-            } else {
-                let size = expected.iter().fold(0.0_f32, |a, b| a.max(b.abs()));
-                assert!(scores.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-5 * size), "{predictor:?}");
+            assert_eq!(host.values::<u32>(Role::State)[2], 0);
+            // The rest of the token runs over the lists that were made.
+            let last = host.program.token.len();
+            let after = *launches(&host.program, &["select_"]).last().unwrap() + 1;
+            (after..last).for_each(|i| drop(host.launch(i)));
+            for layer in 1..SIZES.layers {
+                assert_eq!((host.kept(layer, Kind::Heads).len(), host.kept(layer, Kind::Neurons).len()), (3, 100));
             }
-        }
-        assert_eq!(host.values::<u32>(Role::State)[2], 0);
-        // The rest of the token runs over the lists that were made.
-        let last = host.program.token.len();
-        let after = *launches(&host.program, &["select_"]).last().unwrap() + 1;
-        (after..last).for_each(|i| drop(host.launch(i)));
-        for layer in 1..SIZES.layers {
-            assert_eq!((host.kept(layer, Kind::Heads).len(), host.kept(layer, Kind::Neurons).len()), (3, 100));
         }
     }
 }
@@ -212,12 +214,14 @@ fn lists_are_those_of_a_sort(scope: Scope) {
     assert_eq!(host.values::<u32>(Role::State)[2], STATUS_BAD_SCORE);
 }
 
-#[test]
-fn local_lists_are_those_of_a_sort() {
-    lists_are_those_of_a_sort(Scope::Local);
+on_devices! {
+    fn local_lists_are_those_of_a_sort() {
+        lists_are_those_of_a_sort(Scope::Local);
+    }
 }
 
-#[test]
-fn global_lists_are_those_of_a_sort() {
-    lists_are_those_of_a_sort(Scope::Global);
+on_devices! {
+    fn global_lists_are_those_of_a_sort() {
+        lists_are_those_of_a_sort(Scope::Global);
+    }
 }

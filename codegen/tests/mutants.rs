@@ -33,7 +33,7 @@ fn sm() -> Sm {
 }
 
 /// Compiles a program with one change.
-fn changed(nvrtc: &Nvrtc, program: &Program, mutant: Option<&Mutant>) -> (Program, String) {
+fn changed(nvrtc: &Nvrtc, program: &Program, mutant: Option<&Mutant>) -> (Program, Vec<u8>) {
     let mut text = program.source();
     if let Some(Mutant { name, from, to }) = mutant {
         assert!(text.contains(from), "{name}: the text has no\n{from}");
@@ -41,11 +41,11 @@ fn changed(nvrtc: &Nvrtc, program: &Program, mutant: Option<&Mutant>) -> (Progra
     }
     let options = Options { deny_warnings: false, ..Options::new(80) };
     let compiled = nvrtc.compile(&text, &options);
-    (program.clone(), compiled.unwrap_or_else(|e| panic!("{}: {e}", mutant.map_or("", |m| m.name))).ptx)
+    (program.clone(), compiled.unwrap_or_else(|e| panic!("{}: {e}", mutant.map_or("", |m| m.name))).ptx.into_bytes())
 }
 
 /// Six tokens behind a prompt of 37, over changing plans, against the masked dense model.
-fn decode(compiled: &(Program, String)) -> Result<(), String> {
+fn decode(compiled: &(Program, Vec<u8>)) -> Result<(), String> {
     for schedule in [Schedule::InOrder, Schedule::Reversed, Schedule::Random(1)] {
         let mut host = Host::new(compiled, 1);
         host.device.set_schedule(schedule);
@@ -83,7 +83,7 @@ fn decode(compiled: &(Program, String)) -> Result<(), String> {
 }
 
 /// Runs `check` on the text as it is, then on every mutant, which it has to catch.
-fn all_are_caught(program: &Program, mutants: &[Mutant], check: impl Fn(&(Program, String)) -> Result<(), String>) {
+fn all_are_caught(program: &Program, mutants: &[Mutant], check: impl Fn(&(Program, Vec<u8>)) -> Result<(), String>) {
     let Some(nvrtc) = nvrtc() else { return };
     check(&changed(&nvrtc, program, None)).unwrap();
     let survivors: Vec<&str> = mutants
@@ -124,8 +124,23 @@ fn mistakes_in_opt_are_caught() {
         mutant("a position too many", "const bool there = p < end && at", "const bool there = p <= end && at"),
         mutant("the token does not see itself", "v.end = position + 1;", "v.end = position;"),
         mutant("contexts not divided by their weight", "total * (1.0f / weight)", "total"),
-        mutant("a piece counted twice", "piece += 16", "piece += 15"),
-        mutant("pieces added before they are there", "= sum;\n    __syncthreads();", "= sum;"),
+        mutant("a piece left out", "u32 piece = row; piece", "u32 piece = row + 1; piece"),
+        mutant("pieces added before they are there", "column] = sum;\n    __syncthreads();", "column] = sum;"),
+        mutant(
+            "another block's pieces without a fence",
+            "    __threadfence();\n    __syncthreads();\n    if (threadIdx.x == 0) *flag",
+            "    __syncthreads();\n    if (threadIdx.x == 0) *flag",
+        ),
+        mutant("the last block does not look again", "    if (last) __threadfence();\n", ""),
+        mutant("the first block for the last", "atomicAdd(counter, 1u) + 1 == blocks", "atomicAdd(counter, 1u) == 0"),
+        mutant("arrivals not set to zero", "arrivals[i] = 0u;", ";"),
+        mutant(
+            "parts added before they are there",
+            "parts[i] = sum;\n    }\n    __syncthreads();",
+            "parts[i] = sum;\n    }",
+        ),
+        mutant("rows added before contexts are there", "    __syncthreads();\n    // A group of", "    // A group of"),
+        mutant("columns of a neighbour", "at = blockIdx.x * (FOURS * 2)", "at = blockIdx.x * (FOURS * 2 - 1)"),
         mutant("a row behind the last", "row < 40;", "row <= 40;"),
         mutant("rows behind the last", "const bool there = k < rows;", "const bool there = true;"),
         mutant(
@@ -139,7 +154,7 @@ fn mistakes_in_opt_are_caught() {
             "__shfl_xor_sync(0xffffu, x, step)",
         ),
         mutant("several heads speak for one", "if (i == 0 || list[i - 1] / 2 != g) flags", "flags"),
-        mutant("a wrong record", "+ (u64)unit * 18", "+ (u64)i * 18"),
+        mutant("a wrong record", "+ (u64)unit * 18, 9", "+ (u64)i * 18, 9"),
         mutant("the bias of another neuron", "first_bias[unit]", "first_bias[i]"),
     ];
     all_are_caught(&Program::emit(&spec, None, &[]).unwrap(), &mutants, decode);
@@ -159,7 +174,7 @@ fn mistakes_in_llama_are_caught() {
 }
 
 /// Lists of random scores with many ties, by a global and by a local budget, against a sort; then scores against integers.
-fn decide(compiled: &(Program, String)) -> Result<(), String> {
+fn decide(compiled: &(Program, Vec<u8>)) -> Result<(), String> {
     for schedule in [Schedule::InOrder, Schedule::Reversed, Schedule::Random(1)] {
         let mut host = Host::new(compiled, 5);
         host.device.set_schedule(schedule);
@@ -232,7 +247,7 @@ fn mistakes_in_selection_are_caught() {
 }
 
 /// Scores of 8-bit weights from a given input, against exact sums.
-fn predict(compiled: &(Program, String)) -> Result<(), String> {
+fn predict(compiled: &(Program, Vec<u8>)) -> Result<(), String> {
     let mut host = Host::new(compiled, 7);
     let (s, mut random) = (host.program.spec.sizes, Random(8));
     let x: Vec<f32> = (0..s.hidden).map(|_| random.unit()).collect();
@@ -274,4 +289,82 @@ fn mistakes_in_the_predictor_are_caught() {
         mutant("no barrier behind the rounding", "    __syncthreads();\n    return unit;", "    return unit;"),
     ];
     all_are_caught(&Program::emit(&spec, Some(&predictor), &[]).unwrap(), &mutants, predict);
+}
+
+/// Two prompts, one behind the other, against the dense model.
+fn prompts(compiled: &(Program, Vec<u8>)) -> Result<(), String> {
+    let mut host = Host::new(compiled, 1);
+    let spec = host.program.spec.clone();
+    let (s, mut oracle, mut random) = (spec.sizes, Oracle::new(&spec), Random(2));
+    let all: Kept = ((0..s.heads as u32).collect(), (0..s.ffn as u32).collect());
+    let plan = vec![all; s.layers];
+    for (held, length, schedule) in [(0, 20, Schedule::Reversed), (20, 35, Schedule::InOrder)] {
+        host.device.set_schedule(schedule);
+        let tokens: Vec<u32> = (0..length).map(|_| random.below(s.vocab) as u32).collect();
+        host.try_prompt(&tokens, held, 128)?;
+        let mut expected = Vec::new();
+        for (position, &token) in (held..).zip(&tokens) {
+            expected = oracle.token(&host, token, position, &plan, 0);
+        }
+        let found = difference(&host.values::<f32>(Role::Logits), &expected);
+        if found > 1e-5 {
+            return Err(format!("{length} tokens: logits differ by {found:e}"));
+        }
+        if host.values::<u32>(Role::Watermarks).iter().any(|&mark| mark as usize != held + length) {
+            return Err("other watermarks".to_owned());
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn mistakes_in_prompts_of_opt_are_caught() {
+    let spec = KernelSpec::opt(SIZES, DType::F16, sm());
+    let mutants = [
+        mutant(
+            "a stage multiplied before all have copied",
+            "which is filled again.\n        __syncthreads();",
+            "which is filled again.",
+        ),
+        mutant("a stage filled again too early", "(turn + 3 - 1) % 3", "turn"),
+        mutant("copies not waited for", "wait_group 1", "wait_group 2"),
+        mutant(
+            "high parts only",
+            "p < 2; p++) {\n                multiply_add",
+            "p < 1; p++) {\n                multiply_add",
+        ),
+        mutant("depths behind the last", "const bool there = t < count && at < K;", "const bool there = t < count;"),
+        mutant("rows of other lanes", "lane / 16 * 8 + lane % 8)", "lane / 16 * 8 + lane % 4)"),
+        mutant("depths of columns of other lanes", "(k + lane % 16) * 136", "(k + lane % 8) * 136"),
+        mutant("depths of a fragment exchanged", "b[0], b[1]);", "b[1], b[0]);"),
+        mutant("every other tile of tokens left out", "both = token + 16 < count", "both = token + 64 < count"),
+        mutant("values in the place of keys", "(value ? values : keys)", "(value ? keys : values)"),
+        mutant("a pair of other neurons", "p + (second ? 35 : 0)", "p + (second ? 34 : 0)"),
+        mutant("a bias of another neuron", "first_bias[p + 35]", "first_bias[p]"),
+        mutant("a part of the depth twice", "(blockIdx.y + 1) / 8", "(blockIdx.y + 2) / 8"),
+        mutant("a part left out", "for (u32 p = 1; p < 8; p++)", "for (u32 p = 2; p < 8; p++)"),
+        mutant("tokens that see the next", "p <= position && p < end", "p <= position + 1 && p < end"),
+        mutant("contexts not shrunk to the new maximum", "acc[j].x *= shrink;", ""),
+        mutant("weights read before they are there", "of one warp.\n        __syncwarp();", "of one warp."),
+        mutant("positions overwritten while they are read", "tile += 32) {\n        __syncthreads();", "tile += 32) {"),
+        mutant("the last token but one", "t = block[1] - 1, position", "t = block[1] - 2, position"),
+        mutant("watermarks that stay", "watermarks[i] = position + 1;", ";"),
+    ];
+    all_are_caught(&Program::emit(&spec, None, &[]).unwrap(), &mutants, prompts);
+}
+
+#[test]
+fn mistakes_in_prompts_of_llama_are_caught() {
+    let spec = KernelSpec::llama(SIZES, DType::F16, sm());
+    let mutants = [
+        mutant("all tokens rotated alike", "position = start + t;", "position = start;"),
+        mutant("gate and up exchanged", "activate(a) * (b)", "activate(b) * (a)"),
+        mutant("the keys of another head", "(u64)(head / 2) * 64", "(u64)(head % 3) * 64"),
+        mutant(
+            "the norm of the row in front",
+            "residual = stream + (u64)t * 72",
+            "residual = stream + (u64)(t / 2) * 72",
+        ),
+    ];
+    all_are_caught(&Program::emit(&spec, None, &[]).unwrap(), &mutants, prompts);
 }

@@ -1,19 +1,16 @@
-//! Whole tokens on the emulated device against the masked dense model.
+//! Whole tokens on a device against the masked dense model.
 
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 mod support;
 
-use shadowllm_codegen::{Activation, Biases, DType, KernelSpec, Role, Sizes, Sm};
+use shadowllm_codegen::{Activation, Biases, DType, KernelSpec, Role, Sizes};
 use shadowllm_emulator::Schedule;
 
+use support::device::{on_devices, sm};
 use support::host::{Host, Random, rounded};
 use support::nvrtc;
 use support::oracle::{Kept, Oracle, difference};
-
-fn sm80() -> Sm {
-    Sm::new(80).unwrap()
-}
 
 /// Decodes tokens over random plans and compares the logits of each.
 fn decode(name: &str, spec: &KernelSpec, tokens: usize, bound: f64) {
@@ -68,48 +65,53 @@ fn sizes([layers, hidden, heads, kv_heads, head_dim, ffn, vocab, context]: [usiz
     Sizes { layers, hidden, heads, kv_heads, head_dim, ffn, vocab, context }
 }
 
-#[test]
-fn opt_in_every_type() {
-    for (dtype, bound) in [(DType::F32, 1e-5), (DType::F16, 1e-5), (DType::BF16, 1e-5)] {
-        let spec = KernelSpec { kv_flush: 5, ..KernelSpec::opt(sizes([3, 72, 3, 3, 24, 100, 77, 40]), dtype, sm80()) };
-        decode("opt", &spec, 16, bound);
+on_devices! {
+    fn opt_in_every_type() {
+        for (dtype, bound) in [(DType::F32, 1e-5), (DType::F16, 1e-5), (DType::BF16, 1e-5)] {
+            let spec = KernelSpec { kv_flush: 5, ..KernelSpec::opt(sizes([3, 72, 3, 3, 24, 100, 77, 40]), dtype, sm()) };
+            decode("opt", &spec, 16, bound);
+        }
     }
 }
 
-#[test]
-fn llama_with_shared_key_value_heads() {
-    let sizes = sizes([3, 64, 8, 2, 16, 90, 120, 40]);
-    let spec = KernelSpec { kv_flush: 4, ..KernelSpec::llama(sizes, DType::BF16, sm80()) };
-    decode("llama", &spec, 16, 1e-5);
-}
-
-#[test]
-fn half_precision_caches() {
-    let sizes = sizes([2, 64, 6, 2, 32, 50, 60, 40]);
-    for cache in [DType::F16, DType::BF16] {
-        let spec = KernelSpec { cache, kv_flush: 3, ..KernelSpec::llama(sizes, DType::F16, sm80()) };
-        // A value next to a boundary may be rounded the other way.
-        decode("llama with a 16-bit cache", &spec, 9, 4e-3);
+on_devices! {
+    fn llama_with_shared_key_value_heads() {
+        let sizes = sizes([3, 64, 8, 2, 16, 90, 120, 40]);
+        let spec = KernelSpec { kv_flush: 4, ..KernelSpec::llama(sizes, DType::BF16, sm()) };
+        decode("llama", &spec, 16, 1e-5);
     }
 }
 
-#[test]
-fn other_activations_and_biases() {
-    for (activation, bound) in [(Activation::Gelu, 1e-5), (Activation::GeluTanh, 1e-5), (Activation::Silu, 1e-5)] {
-        let sizes = sizes([2, 40, 2, 1, 8, 30, 33, 40]);
-        let bias = Biases { qkv: true, out: true, ffn: true };
-        let spec = KernelSpec { activation, bias, ..KernelSpec::llama(sizes, DType::F32, sm80()) };
-        decode("gated", &spec, 4, bound);
-        let spec = KernelSpec { activation, ..KernelSpec::opt(sizes, DType::F16, sm80()) };
-        decode("plain", &spec, 4, bound);
+on_devices! {
+    fn half_precision_caches() {
+        let sizes = sizes([2, 64, 6, 2, 32, 50, 60, 40]);
+        for cache in [DType::F16, DType::BF16] {
+            let spec = KernelSpec { cache, kv_flush: 3, ..KernelSpec::llama(sizes, DType::F16, sm()) };
+            // A value next to a boundary may be rounded the other way.
+            decode("llama with a 16-bit cache", &spec, 9, 4e-3);
+        }
     }
 }
 
-#[test]
-fn rows_of_many_vectors() {
-    let sizes = sizes([2, 2400, 2, 2, 128, 70, 40, 40]);
-    decode("wide", &KernelSpec::opt(sizes, DType::BF16, sm80()), 3, 1e-5);
-    decode("wide, gated", &KernelSpec::llama(sizes, DType::F32, sm80()), 2, 1e-5);
+on_devices! {
+    fn other_activations_and_biases() {
+        for (activation, bound) in [(Activation::Gelu, 1e-5), (Activation::GeluTanh, 1e-5), (Activation::Silu, 1e-5)] {
+            let sizes = sizes([2, 40, 2, 1, 8, 30, 33, 40]);
+            let bias = Biases { qkv: true, out: true, ffn: true };
+            let spec = KernelSpec { activation, bias, ..KernelSpec::llama(sizes, DType::F32, sm()) };
+            decode("gated", &spec, 4, bound);
+            let spec = KernelSpec { activation, ..KernelSpec::opt(sizes, DType::F16, sm()) };
+            decode("plain", &spec, 4, bound);
+        }
+    }
+}
+
+on_devices! {
+    fn rows_of_many_vectors() {
+        let sizes = sizes([2, 2400, 2, 2, 128, 70, 40, 40]);
+        decode("wide", &KernelSpec::opt(sizes, DType::BF16, sm()), 3, 1e-5);
+        decode("wide, gated", &KernelSpec::llama(sizes, DType::F32, sm()), 2, 1e-5);
+    }
 }
 
 /// Tokens behind a prompt of `held` positions whose keys are scaled by `size`.
@@ -153,18 +155,20 @@ fn behind_a_prompt(spec: &KernelSpec, held: usize, window: usize, size: f32, bou
     }
 }
 
-#[test]
-fn long_contexts_with_and_without_a_window() {
-    let sizes = sizes([2, 48, 4, 2, 24, 40, 50, 1100]);
-    let spec = KernelSpec::llama(sizes, DType::F16, sm80());
-    for (held, window) in [(1000, 0), (1000, 100), (1000, 37), (31, 32), (32, 0), (33, 1)] {
-        behind_a_prompt(&spec, held, window, 1.0, 1e-5);
+on_devices! {
+    fn long_contexts_with_and_without_a_window() {
+        let sizes = sizes([2, 48, 4, 2, 24, 40, 50, 1100]);
+        let spec = KernelSpec::llama(sizes, DType::F16, sm());
+        for (held, window) in [(1000, 0), (1000, 100), (1000, 37), (31, 32), (32, 0), (33, 1)] {
+            behind_a_prompt(&spec, held, window, 1.0, 1e-5);
+        }
+        behind_a_prompt(&KernelSpec { cache: DType::BF16, ..spec }, 1000, 700, 1.0, 4e-3);
     }
-    behind_a_prompt(&KernelSpec { cache: DType::BF16, ..spec }, 1000, 700, 1.0, 4e-3);
 }
 
-#[test]
-fn scores_beyond_the_range_of_the_exponential() {
-    let spec = KernelSpec::opt(sizes([2, 48, 3, 3, 128, 40, 50, 320]), DType::BF16, sm80());
-    behind_a_prompt(&spec, 300, 0, 2000.0, 1e-2);
+on_devices! {
+    fn scores_beyond_the_range_of_the_exponential() {
+        let spec = KernelSpec::opt(sizes([2, 48, 3, 3, 128, 40, 50, 320]), DType::BF16, sm());
+        behind_a_prompt(&spec, 300, 0, 2000.0, 1e-2);
+    }
 }

@@ -111,3 +111,39 @@ fn llama_moves_what_it_declares() {
         Sizes { layers: 3, hidden: 512, heads: 8, kv_heads: 2, head_dim: 64, ffn: 500, vocab: 600, context: 64 };
     declared_bytes_are_moved(&KernelSpec::llama(sizes, DType::BF16, Sm::new(90).unwrap()));
 }
+
+/// A block of a prompt reads every weight once, whatever the number of its tokens.
+fn prompts_read_weights_once(spec: &KernelSpec) {
+    let Some(nvrtc) = nvrtc() else { return };
+    let compiled = Host::compile(&nvrtc, spec, None);
+    let host = Host::new(&compiled, 11);
+    for count in [1, 20, 40] {
+        let tokens: Vec<u32> = (0..count).collect();
+        host.device.upload(host.buffer(Role::Block), 0, &[&[0, count, 0, 0], &tokens[..]].concat()).unwrap();
+        for launch in &host.program.prompt {
+            let kernel = &host.program.kernels[launch.kernel];
+            let counters = host.run(launch).unwrap();
+            // Of the embeddings only the rows of the tokens are read.
+            let products = launch.layer.is_some();
+            for (param, arg) in kernel.params.iter().zip(&launch.args).filter(|(param, _)| products && param.weights) {
+                let Arg::Buffer { buffer, .. } = arg else { continue };
+                let traffic = counters.buffer(&format!("{:?}", host.program.buffers[*buffer].role)).unwrap();
+                let declared = param.traffic.at(&Counts::default());
+                let moved = (SECTOR * traffic.distinct_read_sectors, traffic.read_bytes, traffic.narrowest_load);
+                assert_eq!(moved, (declared, declared, 16), "{}, {count} tokens", kernel.name);
+            }
+        }
+    }
+}
+
+#[test]
+fn prompts_of_opt_read_weights_once() {
+    let sizes = Sizes { layers: 1, hidden: 256, heads: 4, kv_heads: 4, head_dim: 64, ffn: 301, vocab: 60, context: 64 };
+    prompts_read_weights_once(&KernelSpec::opt(sizes, DType::F16, Sm::new(80).unwrap()));
+}
+
+#[test]
+fn prompts_of_llama_read_weights_once() {
+    let sizes = Sizes { layers: 1, hidden: 256, heads: 4, kv_heads: 2, head_dim: 64, ffn: 200, vocab: 60, context: 64 };
+    prompts_read_weights_once(&KernelSpec::llama(sizes, DType::BF16, Sm::new(90).unwrap()));
+}

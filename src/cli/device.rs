@@ -13,8 +13,8 @@ use crate::{Error, Result};
 /// Where tokens are decoded.
 #[derive(Clone, Debug, Args)]
 pub(super) struct DeviceArgs {
-    /// Where tokens are decoded: cpu, cuda or cuda:N (an NVIDIA GPU by its number), or auto (the first GPU if it can run the model, else
-    /// the CPU). Prompts run on the CPU. A GPU takes packed weights, which are made if need be.
+    /// Where prompts and tokens are run: cpu, cuda or cuda:N (an NVIDIA GPU by its number), or auto (the first GPU if it can run the model,
+    /// else the CPU). A GPU takes packed weights, which are made if need be.
     #[arg(long, value_name = "DEVICE", default_value_t = Device::Cpu)]
     device: Device,
 }

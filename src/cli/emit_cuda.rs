@@ -66,7 +66,7 @@ struct Report {
     nvrtc: Option<String>,
     /// Seconds that it took; `null` without one.
     compile_seconds: Option<f64>,
-    /// Every kernel: `name`, `launches` in a token, `blocks`, `threads`, `dynamic_shared`, `bytes` and `weight_bytes` of a dense token,
+    /// Every kernel: `name`, `launches` in a token, `prompt_launches` in a block of a prompt, `blocks`, `threads`, `dynamic_shared`, `bytes` and `weight_bytes` of a dense token,
     /// and of the compiler `registers`, `static_shared`, `spill_bytes`, `resident_blocks` and `occupancy`.
     kernels: Vec<KernelReport>,
     /// For each of some GPUs the time of a token by a model of bandwidth: `gpu`, `gb_per_second`, `source`, `dense` and `kept`, with `fraction`,
@@ -153,12 +153,13 @@ impl Report {
         if let (Some(version), Some(seconds)) = (&self.nvrtc, self.compile_seconds) {
             text += &format!("compiled by NVRTC {version} in {seconds:.2} s\n");
         }
-        text += "\nlaunches  blocks x threads  registers  spills  occupancy  MB per dense token  kernel\n";
+        text += "\nlaunches  in prompts  blocks x threads  registers  spills  occupancy  MB per dense token  kernel\n";
         for kernel in &self.kernels {
             let shown = |value: Option<String>| value.unwrap_or_else(|| "-".to_owned());
             text += &format!(
-                "{:>8}  {:>16}  {:>9}  {:>6}  {:>9}  {:>18.3}  {}\n",
+                "{:>8}  {:>10}  {:>16}  {:>9}  {:>6}  {:>9}  {:>18.3}  {}\n",
                 kernel.launches,
+                kernel.prompt_launches,
                 format!("{} x {}", kernel.blocks, kernel.threads),
                 shown(kernel.registers.map(|n| n.to_string())),
                 shown(kernel.spill_bytes.map(|n| n.to_string())),

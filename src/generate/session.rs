@@ -124,8 +124,8 @@ impl Session {
         Ok(())
     }
 
-    /// Runs the following steps on a device, or on the CPU again with `None`. May be changed between any two tokens. Prompts and scored
-    /// texts run on the CPU in any case, and what they leave in the cache is copied.
+    /// Runs the following prompts and steps on a device, or on the CPU again with `None`. May be changed between any two tokens. Scored texts, and
+    /// prompts that a probe watches, run on the CPU in any case, and what they leave in the cache is copied.
     ///
     /// # Errors
     /// [`Error::Gpu`]: the model on the device is another engine's, there is too little memory, no compiler, or the session's sparsity is of
@@ -250,6 +250,8 @@ impl Session {
         self.cache.reserve(self.cache.len() + tokens.len());
         let result = match &self.sparsity {
             Some(sparsity) if sparsity.has_sparse_prompts() => self.prefill_sparse(tokens, done),
+            Some(sparsity) if sparsity.decides_from_prompts() => self.prefill_dense(tokens, probe, done),
+            _ if self.device.is_some() && !probe.watches() => self.prefill_on_device(tokens, done),
             _ => self.prefill_dense(tokens, probe, done),
         };
         if let Err(error) = result {
@@ -272,6 +274,33 @@ impl Session {
             self.run(chunk, is_last, probe)?;
             if is_last {
                 self.read_last(chunk.len());
+            }
+            if done(finished).is_break() {
+                return Err(Error::Interrupted);
+            }
+        }
+        Ok(())
+    }
+
+    fn prefill_on_device(
+        &mut self,
+        tokens: &[u32],
+        done: &mut (dyn FnMut(usize) -> ControlFlow<()> + Send),
+    ) -> Result<()> {
+        if self.device.as_ref().is_some_and(|device| !device.is_whole()) {
+            // What heads lack is made here, and copied.
+            self.fill_cache()?;
+        }
+        let Session { cache, device, logits, tokens: held, .. } = self;
+        let Some(device) = device else { return Ok(()) };
+        device.bring(cache)?;
+        let mut finished = 0;
+        for block in tokens.chunks(DeviceSequence::BLOCK) {
+            device.block(block)?;
+            held.extend_from_slice(block);
+            finished += block.len();
+            if finished == tokens.len() {
+                device.end_prompt(logits)?;
             }
             if done(finished).is_break() {
                 return Err(Error::Interrupted);

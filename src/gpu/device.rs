@@ -3,14 +3,14 @@
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use shadowllm_codegen::{Program, Sm};
 use shadowllm_nvrtc::{Nvrtc, Options};
 
-use super::GpuError;
-use super::backend::{Backend, CodeForm, Memory, ModuleId, Shared};
-use super::cache::{CodeCache, Key};
+use super::cache::{CodeCache, Key, Version};
+use super::shared::Shared;
+use super::{Backend, CodeForm, DeviceError, GpuError, Memory, ModuleId};
 use crate::{Error, Result};
 
 /// Where decode steps run.
@@ -111,6 +111,8 @@ pub struct Gpu {
     form: CodeForm,
     driver: Option<i32>,
     compiler: Compiler,
+    /// NVRTC, since it was first needed.
+    nvrtc: Arc<OnceLock<Nvrtc>>,
     cache: CodeCache,
 }
 
@@ -121,10 +123,7 @@ impl Gpu {
     /// [`GpuError::OldGpu`] if there are no kernels for its version; [`GpuError::Compile`] if there is no compiler.
     pub fn new(backend: Box<dyn Backend>, compiler: Compiler) -> Result<Gpu> {
         let (name, found) = (backend.name().to_owned(), backend.sm());
-        // Code of a version runs on all later ones of its generation.
-        let fits = |sm: &&Sm| sm.version() / 10 == found / 10 && sm.version() <= found;
-        let sm = Sm::SUPPORTED.iter().filter(fits).max().copied();
-        let sm = sm.ok_or_else(|| Error::from(GpuError::OldGpu { name: name.clone(), sm: found }))?;
+        let sm = Sm::of_device(found).ok_or_else(|| Error::from(GpuError::OldGpu { name: name.clone(), sm: found }))?;
         let gpu = Gpu {
             name: name.into(),
             sm,
@@ -132,9 +131,10 @@ impl Gpu {
             driver: backend.driver_version(),
             shared: Shared::new(backend),
             compiler,
+            nvrtc: Arc::default(),
             cache: CodeCache::of_user(),
         };
-        if let Compiler::Nvrtc = gpu.compiler {
+        if matches!(gpu.compiler, Compiler::Nvrtc) && gpu.cache.is_empty(gpu.form) {
             // To be known before weights are packed and copied.
             gpu.nvrtc()?;
         }
@@ -160,22 +160,32 @@ impl Gpu {
     /// Its memory now.
     ///
     /// # Errors
-    /// [`GpuError::Failed`].
+    /// [`DeviceError::Failed`].
     pub fn memory(&self) -> Result<Memory> {
-        self.shared.lock().memory()
+        Ok(self.shared.lock().memory()?)
     }
 
     /// The compiler, if the driver takes its code.
-    fn nvrtc(&self) -> Result<Nvrtc> {
-        let nvrtc = Nvrtc::open().map_err(GpuError::from)?;
-        let major = nvrtc.version().split('.').next().and_then(|major| major.parse::<i32>().ok()).unwrap_or(0);
+    fn nvrtc(&self) -> Result<&Nvrtc> {
+        let nvrtc = match self.nvrtc.get() {
+            Some(nvrtc) => nvrtc,
+            None => {
+                let opened = Nvrtc::open().map_err(GpuError::from)?;
+                self.nvrtc.get_or_init(|| opened)
+            }
+        };
         match self.driver {
-            Some(found) if self.form == CodeForm::Cubin && found < 1000 * major => {
+            Some(found) if !self.accepts(nvrtc.number()) => {
                 let needs = format!("the code of NVRTC {}", nvrtc.version());
-                Err(GpuError::OldDriver { found, needed: 1000 * major, needs }.into())
+                Err(DeviceError::OldDriver { found, needed: 1000 * nvrtc.number().0 as i32, needs }.into())
             }
             _ => Ok(nvrtc),
         }
+    }
+
+    /// Whether the driver takes the code of a version of NVRTC.
+    fn accepts(&self, (major, _): Version) -> bool {
+        self.form != CodeForm::Cubin || self.driver.is_none_or(|driver| driver >= 1000 * major as i32)
     }
 
     /// An error unless `needed` more bytes fit.
@@ -198,18 +208,17 @@ impl Gpu {
     }
 
     fn compile(&self, source: &str) -> Result<Vec<u8>> {
-        let nvrtc = self.nvrtc()?;
-        let (sm, compiler) = (self.sm.version(), nvrtc.version());
-        let key = Key { source, sm, compiler: &compiler, form: self.form };
-        if let Some(code) = self.cache.get(&key) {
+        let key = Key { source, sm: self.sm.version(), form: self.form };
+        if let Some(code) = self.cache.get(&key, |version| self.accepts(version)) {
             return Ok(code);
         }
-        let compiled = nvrtc.compile(source, &Options::new(sm)).map_err(GpuError::from)?;
+        let nvrtc = self.nvrtc()?;
+        let compiled = nvrtc.compile(source, &Options::new(key.sm)).map_err(GpuError::from)?;
         let code = match self.form {
             CodeForm::Ptx => compiled.ptx.into_bytes(),
             CodeForm::Cubin => compiled.cubin,
         };
-        self.cache.put(&key, &code);
+        self.cache.put(&key, nvrtc.number(), &code);
         Ok(code)
     }
 }
@@ -228,9 +237,15 @@ impl Drop for Loaded {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
+#[allow(clippy::unwrap_used, clippy::print_stdout)]
 mod tests {
+    use std::time::{Duration, Instant};
+
+    use shadowllm_codegen as codegen;
+    use shadowllm_codegen::{DType, KernelSpec, Sizes};
+
     use super::*;
+    use crate::gpu::{BufferId, GraphId, LaunchSpec};
 
     #[test]
     fn devices_have_names() {
@@ -252,5 +267,118 @@ mod tests {
             assert_eq!(name.parse::<Device>().unwrap_err().to_string(), expected);
         }
         assert!(Device::Cpu.open().unwrap().is_none());
+    }
+
+    /// A GPU that takes any code and does nothing.
+    #[derive(Debug)]
+    struct Idle(u32);
+
+    impl Backend for Idle {
+        fn name(&self) -> &str {
+            "an idle GPU"
+        }
+        fn sm(&self) -> u32 {
+            self.0
+        }
+        fn code_form(&self) -> CodeForm {
+            CodeForm::Cubin
+        }
+        fn driver_version(&self) -> Option<i32> {
+            Some(13_000)
+        }
+        fn memory(&self) -> shadowllm_device::Result<Memory> {
+            Ok(Memory { free: 0, total: 0 })
+        }
+        fn alloc(&mut self, _: &str, _: u64) -> shadowllm_device::Result<BufferId> {
+            Ok(BufferId(0))
+        }
+        fn free(&mut self, _: BufferId) {}
+        fn write(&mut self, _: BufferId, _: u64, _: &[u8]) -> shadowllm_device::Result<()> {
+            Ok(())
+        }
+        fn read(&mut self, _: BufferId, _: u64, _: &mut [u8]) -> shadowllm_device::Result<()> {
+            Ok(())
+        }
+        fn load(&mut self, code: &[u8]) -> shadowllm_device::Result<ModuleId> {
+            Ok(ModuleId(code.len()))
+        }
+        fn unload(&mut self, _: ModuleId) {}
+        fn prepare(&mut self, _: ModuleId, _: &str, _: u32) -> shadowllm_device::Result<()> {
+            Ok(())
+        }
+        fn launch(&mut self, _: ModuleId, _: &LaunchSpec<'_>) -> shadowllm_device::Result<()> {
+            Ok(())
+        }
+        fn begin_graph(&mut self) -> shadowllm_device::Result<()> {
+            Ok(())
+        }
+        fn end_graph(&mut self) -> shadowllm_device::Result<GraphId> {
+            Ok(GraphId(0))
+        }
+        fn replay(&mut self, _: GraphId) -> shadowllm_device::Result<()> {
+            Ok(())
+        }
+        fn drop_graph(&mut self, _: GraphId) {}
+        fn synchronize(&mut self) -> shadowllm_device::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// What it takes from a spec to loaded code, and whether the compiler was needed.
+    fn ready(gpu: &Gpu, spec: &KernelSpec) -> (Duration, bool) {
+        let predictor = codegen::PredictorSpec {
+            stations: vec![0],
+            input: codegen::PredictorInput::Residual,
+            normalization: codegen::Normalization::None,
+            relu: true,
+            format: codegen::WeightFormat::Int8,
+            bias: true,
+            heads: Some(128),
+            neurons: Some(128),
+            trunk: false,
+        };
+        let start = Instant::now();
+        let program = Program::emit(spec, Some(&predictor), &[]).unwrap();
+        let loaded = gpu.load(&program).unwrap();
+        assert!(loaded.module.0 > 1000, "machine code is longer");
+        (start.elapsed(), gpu.nvrtc.get().is_some())
+    }
+
+    /// `cargo test -p shadowllm --lib whole_models_kernels -- --nocapture` prints the times.
+    #[test]
+    fn a_whole_models_kernels_come_from_the_cache_without_the_compiler() {
+        if let Err(error) = Nvrtc::open() {
+            return println!("skipped: {error}");
+        }
+        let opt = Sizes {
+            layers: 32,
+            hidden: 4096,
+            heads: 32,
+            kv_heads: 32,
+            head_dim: 128,
+            ffn: 16384,
+            vocab: 50272,
+            context: 2048,
+        };
+        let llama = Sizes { kv_heads: 8, ffn: 14336, vocab: 128_256, context: 8192, ..opt };
+        for sm in [80, 90] {
+            let version = Sm::new(sm).unwrap();
+            for (name, spec) in [
+                ("opt-6.7b", KernelSpec::opt(opt, DType::F16, version)),
+                ("llama-3-8b", KernelSpec::llama(llama, DType::BF16, version)),
+            ] {
+                let folder = tempfile::tempdir().unwrap();
+                let open = || {
+                    let gpu = Gpu::new(Box::new(Idle(sm)), Compiler::Compiled(Arc::new([]))).unwrap();
+                    let cache = CodeCache(Some(folder.path().to_owned()));
+                    Gpu { compiler: Compiler::Nvrtc, cache, ..gpu }
+                };
+                let (cold, compiled) = ready(&open(), &spec);
+                let (kept, again) = ready(&open(), &spec);
+                println!("{name}, sm_{sm}: compiled in {cold:?}, from the cache in {kept:?}");
+                assert!(compiled && !again, "{name}, sm_{sm}");
+                assert!(kept * 20 < cold, "{name}, sm_{sm}: {kept:?} from the cache, {cold:?} without");
+            }
+        }
     }
 }

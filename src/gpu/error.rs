@@ -1,6 +1,7 @@
 //! Why a device cannot be used, one sentence each.
 
 use shadowllm_codegen::SpecError;
+use shadowllm_device::DeviceError;
 use shadowllm_nvrtc::Error as NvrtcError;
 
 /// What can be wrong with a device, or with running a model on it.
@@ -23,51 +24,9 @@ pub enum GpuError {
         /// The feature.
         feature: &'static str,
     },
-    /// There is no driver library.
-    #[error(
-        "there is no NVIDIA driver on this machine (libcuda.so.1 was not found): install the driver, or use --device cpu"
-    )]
-    NoDriver,
-    /// The driver library is the one for linking.
-    #[error(
-        "the libcuda that was found is the stub of the CUDA toolkit, which is for linking only: take its folder out of \
-         LD_LIBRARY_PATH or install the NVIDIA driver, or use --device cpu"
-    )]
-    StubDriver,
-    /// A file of that name that is no driver.
-    #[error(
-        "the libcuda that was found has no function {function}: install the NVIDIA driver again, or use --device cpu"
-    )]
-    NotADriver {
-        /// The function that was looked for.
-        function: &'static str,
-    },
-    /// The driver works but has no GPU.
-    #[error(
-        "the NVIDIA driver finds no GPU (check `nvidia-smi` and CUDA_VISIBLE_DEVICES); use --device cpu without one"
-    )]
-    NoGpu,
-    /// A number that no GPU has.
-    #[error("there is no GPU number {asked}: the NVIDIA driver finds {found}, numbered from 0")]
-    NoSuchGpu {
-        /// As asked for.
-        asked: usize,
-        /// GPUs there are.
-        found: usize,
-    },
-    /// The driver is older than the code that it would have to load.
-    #[error(
-        "the NVIDIA driver is too old: it supports CUDA {}.{}, but {needs} needs CUDA {}.{} or newer; update the driver, or use --device cpu",
-        found / 1000, found % 1000 / 10, needed / 1000, needed % 1000 / 10
-    )]
-    OldDriver {
-        /// What the driver supports, as 12080 for 12.8.
-        found: i32,
-        /// What is needed.
-        needed: i32,
-        /// Who needs it.
-        needs: String,
-    },
+    /// There is none, or it failed.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     /// A GPU for which no code is emitted.
     #[error("{name} is of compute capability {}.{}, for which there are no kernels (supported are 8.0 and newer); use --device cpu", sm / 10, sm % 10)]
     OldGpu {
@@ -138,16 +97,6 @@ pub enum GpuError {
         /// Tokens of the session.
         tokens: usize,
     },
-    /// A call of the driver failed.
-    #[error("{name} failed to {doing}: {reason}")]
-    Failed {
-        /// The device.
-        name: String,
-        /// Completes the sentence.
-        doing: &'static str,
-        /// The driver's or the emulator's words.
-        reason: String,
-    },
 }
 
 impl GpuError {
@@ -162,5 +111,11 @@ impl GpuError {
                 | GpuError::BadScore
                 | GpuError::Lost { .. }
         )
+    }
+}
+
+impl From<DeviceError> for crate::Error {
+    fn from(error: DeviceError) -> Self {
+        GpuError::Device(error).into()
     }
 }

@@ -2,15 +2,16 @@
 //!
 //! The crate `shadowllm-codegen` turns a model's shape into a [`Program`](shadowllm_codegen::Program): text, buffers, and the launches of one
 //! token. This module is its runtime. It knows nothing of the kernels: it compiles the text, fills the buffers, records the launches once
-//! as a graph, and replays the graph for every token. In between the host writes a token and reads logits; predictor, selection and lists
+//! as graphs, and replays a graph for every token. In between the host writes a token and reads logits; predictor, selection and lists
 //! stay on the device.
 //!
 //! # Prompts
-//! run on the CPU engine, and their keys and values are then copied to the device. Token by token, a prompt on the device would read all
-//! weights once per token, as decoding does: at 2 TB/s that is 7 ms a token for 6.7e9 weights of 16 bits, which a processor with AMX or
-//! some tens of cores with AVX-512 undercuts; and the copies are small (1 MB a token at that size, once). More important is what comes for free:
-//! a prompt has the same bits on every device, probes and sparse prompts work as they do, and chunks, progress and interruption are one code. The
-//! cache goes both ways: when a session continues with a prompt, what the device has added comes back, pending attention inputs included.
+//! run in blocks of [`PROMPT_TOKENS`](shadowllm_codegen::PROMPT_TOKENS) tokens, dense, so that the weights are read once for a block. Scored texts,
+//! and prompts that a probe watches, run on the CPU engine, and their keys and values are copied to the device. The cache goes both ways: when a
+//! session goes on with the CPU, what the device has added comes back, pending attention inputs included.
+//!
+//! What a device does is behind [`Backend`], of the crate `shadowllm-device`: the driver's (feature `cuda`), or the PTX emulator's (feature
+//! `emulator`).
 //!
 //! # Results
 //! Kernels accumulate in `f32` in an order that depends on the shape alone. Logits agree with the CPU engine's to rounding, plans of a predictor
@@ -18,9 +19,6 @@
 //!
 //! | file | idea |
 //! | --- | --- |
-//! | `backend` | [`Backend`]: what a device does: memory, copies, code, launches, graphs |
-//! | `cuda` | [`Backend`] by the driver, loaded when it is asked for (feature `cuda`) |
-//! | `emulator` | [`Backend`] by the PTX emulator (feature `emulator`) |
 //! | `device` | [`Device`]: what a user calls a device; [`Gpu`]: an open one |
 //! | `cache` | compiled code on disk |
 //! | `spec` | from a model, a predictor and a budget to what the emitter asks for |
@@ -28,30 +26,29 @@
 //! | `model` | [`DeviceModel`]: a model's weights on a device |
 //! | `sequence` | one session's memory there, and its tokens |
 //! | `report` | [`Emission`]: a model's kernels as text, what the compiler says of them, and how long a token should take |
+//! | `shared` | a device that several sessions use in turn |
 //! | `error` | [`GpuError`]: why not, one sentence each |
 
-pub mod backend;
 mod cache;
-#[cfg(feature = "cuda")]
-mod cuda;
 mod device;
-#[cfg(feature = "emulator")]
-mod emulator;
 mod error;
 mod model;
 mod report;
 mod sequence;
+mod shared;
 mod spec;
 mod upload;
 
-pub use backend::Backend;
-#[cfg(feature = "cuda")]
-pub use cuda::Cuda;
 pub use device::{Compiler, Device, Gpu};
-#[cfg(feature = "emulator")]
-pub use emulator::Emulator;
 pub use error::GpuError;
 pub use model::DeviceModel;
 pub use report::{Emission, EmissionOptions, GpuTimes, KernelReport, PaperTimes, TokenTime};
 pub(crate) use sequence::Course;
 pub use sequence::DeviceSequence;
+#[cfg(feature = "cuda")]
+pub use shadowllm_device::Cuda;
+#[cfg(feature = "emulator")]
+pub use shadowllm_device::Emulator;
+pub use shadowllm_device::{
+    Backend, BufferId, CodeForm, DeviceError, GraphId, LaunchArg, LaunchSpec, Memory, ModuleId,
+};

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use shadowllm_codegen::{Program, Role, Tensor};
 use shadowllm_weights::Progress;
 
-use super::backend::Allocation;
+use super::shared::Allocation;
 use super::upload::Source;
 use super::{Gpu, GpuError, spec};
 use crate::generate::Engine;
@@ -35,9 +35,9 @@ const REPORT: usize = 64 << 20;
 /// let model = Arc::new(DeviceModel::load(&gpu, &engine, &())?);
 /// let mut session = engine.session(SessionOptions::default())?;
 /// session.set_device(Some(&model))?;
-/// let logits = session.prefill(&[2, 50, 1266, 584])?; // on the CPU
+/// let logits = session.prefill(&[2, 50, 1266, 584])?; // on the GPU, as what follows
 /// let token = shadowllm::kernels::argmax(logits) as u32;
-/// session.step(token)?; // on the GPU
+/// session.step(token)?;
 /// # Ok(())
 /// # }
 /// ```

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 use shadowllm_codegen::report::{Gpu as GpuModel, Load, Prediction};
-use shadowllm_codegen::{Counts, Normalization, PredictorInput, PredictorSpec, Program, Sm, WeightFormat};
+use shadowllm_codegen::{Counts, Launch, Normalization, PredictorInput, PredictorSpec, Program, Sm, WeightFormat};
 use shadowllm_nvrtc::{Compiled, Nvrtc, Options};
 use shadowllm_weights::{DType, ModelConfig};
 
@@ -43,6 +43,8 @@ pub struct KernelReport {
     pub name: String,
     /// Launches in a token.
     pub launches: usize,
+    /// Launches in a block of a prompt and at a prompt's end.
+    pub prompt_launches: usize,
     /// Blocks of one.
     pub blocks: u32,
     /// Threads of a block.
@@ -159,8 +161,10 @@ impl Emission {
             active: all(s.ffn),
         };
         let report = |(index, kernel): (usize, &shadowllm_codegen::Kernel)| {
-            let launches: Vec<_> = self.program.token.iter().filter(|launch| launch.kernel == index).collect();
-            let count = launches.len() as u64;
+            let own = |launches: &'_ [Launch]| launches.iter().filter(|launch| launch.kernel == index).count();
+            let Program { token, prompt, end, .. } = &self.program;
+            let launches = own(token);
+            let count = launches as u64;
             let facts = compiled.and_then(|compiled| compiled.kernels.iter().find(|facts| facts.name == kernel.name));
             let resident = facts.map(|facts| {
                 let shared = kernel.shared + facts.shared;
@@ -168,8 +172,9 @@ impl Emission {
             });
             KernelReport {
                 name: kernel.name.clone(),
-                launches: launches.len(),
-                blocks: launches.first().map_or(0, |launch| launch.grid[0] * launch.grid[1]),
+                launches,
+                prompt_launches: own(prompt) + own(end),
+                blocks: kernel.grid[0] * kernel.grid[1],
                 threads: kernel.threads,
                 dynamic_shared: kernel.shared,
                 bytes: count * kernel.bytes(&dense),
@@ -291,8 +296,7 @@ mod tests {
         for gpu in emission.times().unwrap() {
             let half = gpu.kept.iter().find(|time| time.fraction == 0.5).unwrap();
             // The dense token has no predictor. The faster the memory, the more weighs what does not shrink: launches, LM head.
-            let most = if gpu.gpu.starts_with("H100") { 0.565 } else { 0.56 };
-            assert!(half.ratio <= most && half.milliseconds < gpu.dense.milliseconds, "{gpu:?}");
+            assert!(half.ratio <= 0.56 && half.milliseconds < gpu.dense.milliseconds, "{gpu:?}");
             assert!(gpu.kept.windows(2).all(|pair| pair[1].bytes < pair[0].bytes));
         }
         let paper = emission.paper().unwrap();
@@ -300,7 +304,9 @@ mod tests {
         let kernels = emission.kernels(None);
         let weights: u64 = kernels.iter().map(|kernel| kernel.weight_bytes).sum();
         assert!((13.0e9..13.6e9).contains(&(weights as f64)), "{weights}");
-        assert!(kernels.iter().all(|kernel| kernel.launches > 0 && kernel.registers.is_none()));
+        assert!(
+            kernels.iter().all(|kernel| kernel.launches + kernel.prompt_launches > 0 && kernel.registers.is_none())
+        );
     }
 
     #[test]

@@ -1,20 +1,20 @@
-//! One session on a device: its memory there, and one token after the other.
+//! One session on a device: its memory there, and one token, or one block of a prompt, after the other.
 //!
-//! The device's keys and values are a copy of the session's cache. Whoever is ahead is told so by the number of positions: a
-//! prompt makes the session be ahead, decoded tokens the device. Before a step the device is brought up to date, and before a prompt the session
-//! is, with the lists of what heads still lack.
+//! The device's keys and values are a copy of the session's cache. Whoever is ahead is told so by the number of positions: what runs here makes
+//! the device be ahead, what the CPU engine runs (scored texts, watched prompts) the session. Each is brought up to date before it goes on,
+//! the session with the lists of what heads still lack.
 
 use std::sync::Arc;
 
 use shadowllm_codegen::report::memory_bytes;
-use shadowllm_codegen::{Arg, Counts, Kind, Program, Role, STATUS_BAD_SCORE};
+use shadowllm_codegen::{Arg, Counts, Kind, Launch, PROMPT_TOKENS, Program, Role, STATUS_BAD_SCORE};
 
-use super::backend::{Allocation, BufferId, GraphId, LaunchArg, LaunchSpec};
 use super::device::Loaded;
 use super::model::{rounded, upload};
+use super::shared::Allocation;
 use super::spec::{Decision, decision, kernel_spec, windows};
 use super::upload::Source;
-use super::{DeviceModel, GpuError};
+use super::{BufferId, DeviceModel, GpuError, GraphId, LaunchArg, LaunchSpec};
 use crate::Result;
 use crate::model::{KvCache, SparseCount};
 use crate::sparsity::{Budget, LayerPlan, Plan, Predictor, Scope};
@@ -39,8 +39,8 @@ pub struct DeviceSequence {
     decides: bool,
     /// One for each of [`Program::buffers`].
     buffers: Vec<Arc<Allocation>>,
-    graph: GraphId,
-    /// Kept until the graph is gone.
+    graphs: Graphs,
+    /// Kept until the graphs are gone.
     _code: Loaded,
     /// Positions that the device has, all heads of those that the session has too.
     held: usize,
@@ -55,7 +55,20 @@ pub struct DeviceSequence {
     bytes: u64,
 }
 
+/// What is launched at once.
+#[derive(Debug)]
+struct Graphs {
+    token: GraphId,
+    /// A block of a prompt.
+    prompt: GraphId,
+    /// What follows the last block.
+    end: GraphId,
+}
+
 impl DeviceSequence {
+    /// Tokens of a block of a prompt.
+    pub(crate) const BLOCK: usize = PROMPT_TOKENS;
+
     /// Takes memory for a session, compiles its kernels and records them.
     ///
     /// # Errors
@@ -79,7 +92,7 @@ impl DeviceSequence {
             (None, role) => Ok(Arc::new(gpu.shared.alloc(&format!("{role:?}"), buffer.bytes)?)),
         });
         let buffers = buffers.collect::<Result<Vec<_>>>()?;
-        let graph = record(model, &program, &code, &buffers)?;
+        let graphs = record(model, &program, &code, &buffers)?;
         let mut sequence = DeviceSequence {
             watermarks: vec![0; config.layers * (config.kv_heads + 1)],
             plan: Plan { layers: vec![LayerPlan::default(); config.layers] },
@@ -87,7 +100,7 @@ impl DeviceSequence {
             decides: decision.is_some(),
             program,
             buffers,
-            graph,
+            graphs,
             _code: code,
             held: 0,
             next: None,
@@ -131,7 +144,7 @@ impl DeviceSequence {
     /// The plan of the last token.
     ///
     /// # Errors
-    /// [`GpuError::Failed`].
+    /// [`DeviceError::Failed`](super::DeviceError::Failed).
     pub fn plan(&self) -> Result<Plan> {
         let s = self.program.spec.sizes;
         let counts: Vec<u32> = self.read(Role::Counts, 0, 2 * s.layers)?;
@@ -159,7 +172,7 @@ impl DeviceSequence {
     /// Copies the positions that the device lacks from a cache without holes.
     ///
     /// # Errors
-    /// [`GpuError::Failed`].
+    /// [`DeviceError::Failed`](super::DeviceError::Failed).
     pub(crate) fn bring(&mut self, cache: &KvCache) -> Result<()> {
         let (from, to) = (self.held, cache.len());
         if from >= to {
@@ -180,7 +193,7 @@ impl DeviceSequence {
     /// Copies the positions that a cache lacks to it, as far as they were made, and the attention inputs of the rest.
     ///
     /// # Errors
-    /// [`GpuError::Failed`].
+    /// [`DeviceError::Failed`](super::DeviceError::Failed).
     pub(crate) fn fetch(&mut self, cache: &mut KvCache) -> Result<()> {
         let (from, to) = (cache.len(), self.held);
         if from >= to {
@@ -214,7 +227,7 @@ impl DeviceSequence {
     /// Runs one token at the position behind those that it holds, over the units of `plan` if the host makes plans. Writes the logits.
     ///
     /// # Errors
-    /// [`GpuError::Failed`], [`GpuError::BadScore`]; the token does not count then.
+    /// [`DeviceError::Failed`](super::DeviceError::Failed), [`GpuError::BadScore`]; the token does not count then.
     pub(crate) fn step(&mut self, token: u32, plan: Option<&Plan>, logits: &mut [f32]) -> Result<SparseCount> {
         let position = self.held;
         if let Some(plan) = plan.filter(|_| !self.decides) {
@@ -227,17 +240,54 @@ impl DeviceSequence {
         if self.next.take() != Some([token, position as u32]) {
             self.write(Role::State, 0, &[token, position as u32, 0, 0])?;
         }
-        self.model.gpu.shared.lock().replay(self.graph)?;
-        let state: Vec<u32> = self.read(Role::State, 0, 4)?;
+        self.model.gpu.shared.lock().replay(self.graphs.token)?;
+        let state = self.state()?;
         if state[2] & STATUS_BAD_SCORE != 0 {
             return Err(GpuError::BadScore.into());
         }
-        // Broken logits are found where a token is chosen from them; the status stays until it is written again.
-        self.next = (state[2] == 0).then_some([state[0], state[1]]);
         self.read_into(Role::Logits, 0, logits)?;
         let count = self.account(position)?;
         self.held = position + 1;
         Ok(count)
+    }
+
+    /// Token and position that the device goes on with, and what is wrong.
+    fn state(&mut self) -> Result<Vec<u32>> {
+        let state: Vec<u32> = self.read(Role::State, 0, 4)?;
+        // Broken logits are found where a token is chosen from them; the status stays until it is written again.
+        self.next = (state[2] == 0).then_some([state[0], state[1]]);
+        Ok(state)
+    }
+
+    /// Whether no head lacks keys and values of a position that the device has.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.watermarks.iter().all(|&mark| mark as usize >= self.held)
+    }
+
+    /// Runs at most [`Self::BLOCK`] tokens of a prompt at the positions behind those that it holds; of these no head may lack any.
+    ///
+    /// # Errors
+    /// [`DeviceError::Failed`](super::DeviceError::Failed); the tokens do not count then.
+    pub(crate) fn block(&mut self, tokens: &[u32]) -> Result<()> {
+        self.write(Role::Block, 0, &[self.held as u32, tokens.len() as u32])?;
+        self.write(Role::Block, 16, tokens)?;
+        self.next = None;
+        self.model.gpu.shared.lock().replay(self.graphs.prompt)?;
+        self.held += tokens.len();
+        self.watermarks.fill(self.held as u32);
+        self.cut = true;
+        Ok(())
+    }
+
+    /// Writes the logits after the last token of [`Self::block`].
+    ///
+    /// # Errors
+    /// [`DeviceError::Failed`](super::DeviceError::Failed).
+    pub(crate) fn end_prompt(&mut self, logits: &mut [f32]) -> Result<()> {
+        self.model.gpu.shared.lock().replay(self.graphs.end)?;
+        self.cut = false;
+        self.state()?;
+        self.read_into(Role::Logits, 0, logits)
     }
 
     /// What the token at `position` kept and read, by what it left on the device.
@@ -335,7 +385,7 @@ impl DeviceSequence {
 
     fn write<T: bytemuck::NoUninit>(&self, role: Role, offset: usize, values: &[T]) -> Result<()> {
         let id = self.id(role)?;
-        self.model.gpu.shared.lock().write(id, offset as u64, bytemuck::cast_slice(values))
+        Ok(self.model.gpu.shared.lock().write(id, offset as u64, bytemuck::cast_slice(values))?)
     }
 
     fn read<T: bytemuck::Pod>(&self, role: Role, offset: usize, len: usize) -> Result<Vec<T>> {
@@ -346,13 +396,15 @@ impl DeviceSequence {
 
     fn read_into<T: bytemuck::Pod>(&self, role: Role, offset: usize, values: &mut [T]) -> Result<()> {
         let id = self.id(role)?;
-        self.model.gpu.shared.lock().read(id, offset as u64, bytemuck::cast_slice_mut(values))
+        Ok(self.model.gpu.shared.lock().read(id, offset as u64, bytemuck::cast_slice_mut(values))?)
     }
 }
 
 impl Drop for DeviceSequence {
     fn drop(&mut self) {
-        self.model.gpu.shared.lock().drop_graph(self.graph);
+        let mut device = self.model.gpu.shared.lock();
+        let Graphs { token, prompt, end } = self.graphs;
+        [token, prompt, end].into_iter().for_each(|graph| device.drop_graph(graph));
     }
 }
 
@@ -381,23 +433,26 @@ fn shared(model: &DeviceModel, role: Role) -> Option<&Arc<Allocation>> {
     }
 }
 
-/// The launches of a token as a graph.
-fn record(model: &DeviceModel, program: &Program, code: &Loaded, buffers: &[Arc<Allocation>]) -> Result<GraphId> {
+/// The launches of a program as graphs.
+fn record(model: &DeviceModel, program: &Program, code: &Loaded, buffers: &[Arc<Allocation>]) -> Result<Graphs> {
     let mut device = model.gpu.shared.lock();
     for kernel in &program.kernels {
         device.prepare(code.module, &kernel.name, kernel.shared)?;
     }
-    device.begin_graph()?;
-    let result = program.token.iter().try_for_each(|launch| {
-        let kernel = &program.kernels[launch.kernel];
-        let args = launch.args.iter().map(|arg| match *arg {
-            Arg::Buffer { buffer, offset } => LaunchArg::Address(buffers[buffer].id, offset),
-            Arg::U32(value) => LaunchArg::U32(value),
+    let mut graph = |launches: &[Launch]| -> Result<GraphId> {
+        device.begin_graph()?;
+        let result = launches.iter().try_for_each(|launch| {
+            let kernel = &program.kernels[launch.kernel];
+            let args = launch.args.iter().map(|arg| match *arg {
+                Arg::Buffer { buffer, offset } => LaunchArg::Address(buffers[buffer].id, offset),
+                Arg::U32(value) => LaunchArg::U32(value),
+            });
+            let (grid, threads, shared) = (launch.grid, kernel.threads, kernel.shared);
+            let args: Vec<LaunchArg> = args.collect();
+            device.launch(code.module, &LaunchSpec { kernel: &kernel.name, grid, threads, shared, args: &args })
         });
-        let (grid, threads, shared) = (launch.grid, kernel.threads, kernel.shared);
-        let args: Vec<LaunchArg> = args.collect();
-        device.launch(code.module, &LaunchSpec { kernel: &kernel.name, grid, threads, shared, args: &args })
-    });
-    let graph = device.end_graph();
-    result.and(graph)
+        let graph = device.end_graph();
+        Ok(result.and(graph)?)
+    };
+    Ok(Graphs { token: graph(&program.token)?, prompt: graph(&program.prompt)?, end: graph(&program.end)? })
 }

@@ -21,7 +21,7 @@ pub(super) fn dtype(dtype: DType) -> Result<codegen::DType> {
         DType::F16 => Ok(codegen::DType::F16),
         DType::BF16 => Ok(codegen::DType::BF16),
         DType::I8 => Err(unsupported(
-            "there are no kernels for int8 weights, only for those of the f16 or bf16 model that they were made from",
+            "there are no kernels for int8 weights; take the f16 or bf16 model that they were made from",
         )),
     }
 }

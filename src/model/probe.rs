@@ -13,6 +13,11 @@ pub struct Rows {
 ///
 /// Every method may change what it is shown; the pass goes on with the changed values. The default does nothing.
 pub trait Probe {
+    /// Whether it wants to see anything. A pass that nobody watches may run elsewhere.
+    fn watches(&self) -> bool {
+        true
+    }
+
     /// Residual stream entering layer `rows.layer`, `[rows, d]`; called with `layer == L` for the stream that leaves the
     /// last layer, after the final norm where the model has one.
     fn residual(&mut self, rows: Rows, values: &mut [f32]) {
@@ -39,4 +44,8 @@ pub trait Probe {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct NoProbe;
 
-impl Probe for NoProbe {}
+impl Probe for NoProbe {
+    fn watches(&self) -> bool {
+        false
+    }
+}

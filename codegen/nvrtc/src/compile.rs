@@ -78,6 +78,11 @@ impl Nvrtc {
         format!("{}.{}", self.version.0, self.version.1)
     }
 
+    /// Version as numbers, such as `(12, 9)`.
+    pub fn number(&self) -> (u32, u32) {
+        self.version
+    }
+
     /// The library's file, or its name where the system found it.
     pub fn path(&self) -> &Path {
         &self.path

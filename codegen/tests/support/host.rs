@@ -1,13 +1,16 @@
-//! A program on the emulated device, with random weights.
+//! A program on a device, with random weights.
 
 use std::collections::HashMap;
 
 use half::{bf16, f16};
 use shadowllm_codegen::{
-    Arg, DType, KernelSpec, Kind, NormSite, Part, PredictorSpec, Program, Role, Tensor, WeightFormat,
+    Arg, DType, KernelSpec, Kind, Launch, NormSite, Part, PredictorSpec, Program, Role, Tensor, WeightFormat,
 };
-use shadowllm_emulator::{Arg as Given, Buffer, Counters, Device, Module};
+use shadowllm_device::{BufferId, LaunchArg};
+use shadowllm_emulator::Counters;
 use shadowllm_nvrtc::{Nvrtc, Options};
+
+use super::device::{self, Device};
 
 /// SplitMix64.
 pub struct Random(pub u64);
@@ -46,8 +49,7 @@ impl Random {
 pub struct Host {
     pub program: Program,
     pub device: Device,
-    module: Module,
-    buffers: Vec<Buffer>,
+    buffers: Vec<BufferId>,
     /// Values of floating-point tensors as the device sees them.
     pub tensors: HashMap<Tensor, Vec<f32>>,
     /// 8-bit weights, with their padding.
@@ -77,8 +79,8 @@ pub fn rounded(value: f32, dtype: DType) -> f32 {
 }
 
 impl Host {
-    /// A program as PTX, to make hosts of.
-    pub fn compile(nvrtc: &Nvrtc, spec: &KernelSpec, predictor: Option<&PredictorSpec>) -> (Program, String) {
+    /// A program and its code, to make hosts of.
+    pub fn compile(nvrtc: &Nvrtc, spec: &KernelSpec, predictor: Option<&PredictorSpec>) -> (Program, Vec<u8>) {
         Host::compile_with_windows(nvrtc, spec, predictor, &[])
     }
 
@@ -87,17 +89,16 @@ impl Host {
         spec: &KernelSpec,
         predictor: Option<&PredictorSpec>,
         windows: &[u32],
-    ) -> (Program, String) {
+    ) -> (Program, Vec<u8>) {
         let program = Program::emit(spec, predictor, windows).unwrap();
         let compiled = nvrtc.compile(&program.source(), &Options::new(spec.sm.version())).unwrap();
-        (program, compiled.ptx)
+        (program, device::code(compiled))
     }
 
-    pub fn new((program, ptx): &(Program, String), seed: u64) -> Host {
+    pub fn new((program, code): &(Program, Vec<u8>), seed: u64) -> Host {
         let program = program.clone();
         let spec = &program.spec;
-        let mut device = Device::new();
-        let module = device.load(ptx).unwrap();
+        let device = Device::new(code);
         let mut random = Random(seed);
         let (mut tensors, mut integers) = (HashMap::new(), HashMap::new());
         let mut buffers = Vec::new();
@@ -131,7 +132,7 @@ impl Host {
                             handle
                         }
                     };
-                    device.set_read_only(handle, true).unwrap();
+                    device.set_read_only(handle);
                     handle
                 }
                 Role::State | Role::Watermarks => device.alloc_from(&name, &vec![0_u32; bytes / 4]),
@@ -139,7 +140,7 @@ impl Host {
             };
             buffers.push(handle);
         }
-        let mut host = Host { program, device, module, buffers, tensors, integers };
+        let mut host = Host { program, device, buffers, tensors, integers };
         let s = host.program.spec.sizes;
         for layer in 0..s.layers {
             let (heads, neurons): (Vec<u32>, Vec<u32>) = ((0..s.heads as u32).collect(), (0..s.ffn as u32).collect());
@@ -148,7 +149,7 @@ impl Host {
         host
     }
 
-    pub fn buffer(&self, role: Role) -> Buffer {
+    pub fn buffer(&self, role: Role) -> BufferId {
         self.buffers[self.program.buffer(role).unwrap()]
     }
 
@@ -168,8 +169,7 @@ impl Host {
         let s = self.program.spec.sizes;
         let (width, second) = if kind == Kind::Heads { (s.heads, 0) } else { (s.ffn, 1) };
         let count = self.values::<u32>(Role::Counts)[2 * layer + second] as usize;
-        let bytes = self.device.download_bytes(self.buffer(Role::Lists(kind)), 4 * layer * width, 4 * count).unwrap();
-        bytes.chunks_exact(4).map(|b| u32::from_le_bytes(b.try_into().unwrap())).collect()
+        self.device.download(self.buffer(Role::Lists(kind)), 4 * layer * width, count)
     }
 
     pub fn start(&mut self, token: u32, position: u32) {
@@ -205,20 +205,33 @@ impl Host {
 
     /// Launch `index` of a token; the emulator may find fault with it.
     pub fn try_launch(&mut self, index: usize) -> Result<Counters, String> {
-        let launch = &self.program.token[index];
+        self.run(&self.program.token[index]).map_err(|error| format!("launch {index}, {error}"))
+    }
+
+    /// Any launch of the program.
+    pub fn run(&self, launch: &Launch) -> Result<Counters, String> {
         let kernel = &self.program.kernels[launch.kernel];
-        let args: Vec<Given> = launch
+        let args: Vec<LaunchArg> = launch
             .args
             .iter()
             .map(|arg| match *arg {
-                Arg::Buffer { buffer, offset } => Given::At(self.buffers[buffer], offset),
-                Arg::U32(value) => Given::U32(value),
+                Arg::Buffer { buffer, offset } => LaunchArg::Address(self.buffers[buffer], offset),
+                Arg::U32(value) => LaunchArg::U32(value),
             })
             .collect();
-        let [x, y] = launch.grid;
-        let result =
-            self.device.launch(&self.module, &kernel.name, [x, y, 1], [kernel.threads, 1, 1], kernel.shared, &args);
-        result.map_err(|error| format!("launch {index}, {}: {error}", kernel.name))
+        let result = self.device.launch(&kernel.name, launch.grid, [kernel.threads, kernel.shared], &args);
+        result.map_err(|error| format!("{}: {error}", kernel.name))
+    }
+
+    /// A prompt behind `held` positions, in blocks of at most `most` tokens, up to the logits after its last token.
+    pub fn try_prompt(&mut self, tokens: &[u32], held: usize, most: usize) -> Result<(), String> {
+        let buffer = self.buffer(Role::Block);
+        for (index, block) in tokens.chunks(most).enumerate() {
+            let start = [(held + index * most) as u32, block.len() as u32, 0, 0];
+            self.device.upload(buffer, 0, &[&start, block].concat()).unwrap();
+            self.program.prompt.iter().try_for_each(|launch| self.run(launch).map(drop))?;
+        }
+        self.program.end.iter().try_for_each(|launch| self.run(launch).map(drop))
     }
 
     /// All launches of a token.
@@ -228,33 +241,14 @@ impl Host {
         }
     }
 
-    pub fn values<T: element::Plain>(&self, role: Role) -> Vec<T> {
-        T::download(&self.device, self.buffer(role))
+    pub fn values<T: bytemuck::Pod>(&self, role: Role) -> Vec<T> {
+        let index = self.program.buffer(role).unwrap();
+        let count = self.program.buffers[index].bytes as usize / size_of::<T>();
+        self.device.download(self.buffers[index], 0, count)
     }
 
     pub fn tensor(&self, tensor: Tensor) -> &[f32] {
         &self.tensors[&tensor]
-    }
-}
-
-/// The element types that tests download.
-pub mod element {
-    use super::{Buffer, Device};
-
-    pub trait Plain: Sized {
-        fn download(device: &Device, buffer: Buffer) -> Vec<Self>;
-    }
-
-    impl Plain for u32 {
-        fn download(device: &Device, buffer: Buffer) -> Vec<u32> {
-            device.download(buffer).unwrap()
-        }
-    }
-
-    impl Plain for f32 {
-        fn download(device: &Device, buffer: Buffer) -> Vec<f32> {
-            device.download(buffer).unwrap()
-        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Shapes of published models, and what else the tests of this crate share.
 
-#![allow(dead_code, clippy::unwrap_used, clippy::print_stderr)]
+#![allow(dead_code, unused_imports, unused_macros, clippy::unwrap_used, clippy::print_stderr)]
 
 use shadowllm_codegen::{
     DType, KernelSpec, Normalization, PredictorInput, PredictorSpec, Program, Sizes, Sm, WeightFormat,
@@ -81,5 +81,6 @@ pub fn program(spec: &KernelSpec) -> Program {
     Program::emit(spec, Some(&predictor()), &[]).unwrap()
 }
 
+pub mod device;
 pub mod host;
 pub mod oracle;

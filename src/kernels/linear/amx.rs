@@ -17,7 +17,7 @@ use std::ops::Range;
 
 use shadowllm_weights::DType;
 
-use super::gemm::{Factors, Layout, Pack, TOKEN_BLOCK, blocks, write_block};
+use super::gemm::{Factors, Layout, Pack, blocks, write_block};
 use super::product::{Pairs, Part};
 use super::weights::Weights;
 use crate::kernels::cpu::{Compute, Cpu, SharedOut};
@@ -26,12 +26,15 @@ use crate::kernels::simd::Simd;
 
 /// Rows of a tile register, and 32-bit words in one of its rows.
 const SIDE: usize = 16;
-/// Most words along `K` in one block: the weights of a block are 40 KiB.
-const BLOCK: usize = 320;
-/// Outputs whose sums are in registers at once.
+/// Most words along `K` in one block: the weights of a block, 20 KiB, stay in the first-level cache while panels pass.
+const BLOCK: usize = 160;
+/// Outputs, and tokens, whose sums are in registers at once.
 const TILE_OUTPUTS: usize = 2 * SIDE;
+const TILE_TOKENS: usize = 2 * SIDE;
 /// Outputs whose sums are kept at once if `x` is too large for the second-level cache: while they pass, one block of it stays.
 const ROW_BLOCK: usize = 8 * TILE_OUTPUTS;
+/// Tokens whose sums are kept at once. Weights are made anew for every block of tokens.
+const TOKEN_BLOCK: usize = 512;
 /// Bytes of `x` that stay in the second-level cache while all outputs pass: then the sums can stay in the first.
 const CACHED_BYTES: usize = 1 << 20;
 
@@ -53,7 +56,7 @@ fn multiply<M: Weights, const WEIGHTS: usize, const XS: usize>(
     out: &mut [f32],
 ) {
     let Factors { x, n, k, t, .. } = factors;
-    let layout = Layout::even::<Pairs>(cpu.geometry(), k, t, SIDE, BLOCK);
+    let layout = Layout::even::<Pairs>(cpu.geometry(), [k, t], SIDE, BLOCK, TILE_TOKENS);
     if layout.len() == 0 {
         // Nothing to sum up.
         return out.chunks_exact_mut(n.max(1)).for_each(|row| match factors.bias {
@@ -166,26 +169,25 @@ impl<M: Weights, const WEIGHTS: usize, const XS: usize> Multiply<'_, M, WEIGHTS,
         let mut token = tokens.start;
         while token < tokens.end {
             let panel = layout.panel_tokens(token);
-            let at = layout.offset(block, token);
-            for column in (0..panel).step_by(2 * SIDE) {
-                let sums = &mut self.sums[first * width + token - tokens.start + column..];
-                let x = &self.packed[at + column..];
-                let wide = panel - column > SIDE;
-                assert!(x.len() >= (XS - 1) * layout.len() + (words - 1) * panel + SIDE * (1 + usize::from(wide)));
-                assert!(sums.len() >= (TILE_OUTPUTS - 1) * width + SIDE * (1 + usize::from(wide)));
-                let place = Place {
-                    words,
-                    weights: weights.as_ptr(),
-                    x: x.as_ptr(),
-                    x_row: 4 * panel,
-                    x_part: layout.len(),
-                    sums: sums.as_mut_ptr(),
-                    sums_row: 4 * width,
-                };
-                // SAFETY: `words` is a multiple of 16 and at most `BLOCK`; `words` rows of the panel, in all parts, and
-                // `TILE_OUTPUTS` rows of sums follow, as was asserted.
-                unsafe {
-                    if wide { tiles.two_columns::<WEIGHTS, XS>(place) } else { tiles.one_column::<WEIGHTS, XS>(place) }
+            let sums = &mut self.sums[first * width + token - tokens.start..];
+            let x = &self.packed[layout.offset(block, token)..];
+            assert!(x.len() >= (XS - 1) * layout.len() + words * panel && panel.is_multiple_of(SIDE));
+            assert!(sums.len() >= (TILE_OUTPUTS - 1) * width + panel);
+            let place = Place {
+                words,
+                weights: weights.as_ptr(),
+                x: x.as_ptr(),
+                x_row: 4 * panel,
+                x_part: layout.len(),
+                sums: sums.as_mut_ptr(),
+                sums_row: 4 * width,
+            };
+            // SAFETY: `words` is a multiple of 16 and at most `BLOCK`; the panel, in all parts, and `TILE_OUTPUTS` rows of sums
+            // follow, as was asserted; it is 32 tokens wide, or 16.
+            unsafe {
+                match panel > SIDE {
+                    true => tiles.add::<WEIGHTS, XS, true>(place),
+                    false => tiles.add::<WEIGHTS, XS, false>(place),
                 }
             }
             token += panel;
@@ -263,12 +265,13 @@ impl Tiles {
         Tiles(())
     }
 
-    /// `sums[r][c] += weights[r][i] . x[i][c]`, summed over words and over pairs of parts, for 32 rows and 32 tokens.
+    /// `sums[r][c] += weights[r][i] . x[i][c]`, summed over words and over pairs of parts, for 32 rows and 32 tokens, or 16 unless
+    /// `WIDE`.
     ///
     /// # Safety
     /// The operands are valid for these sizes; `words` is a multiple of 16.
     #[inline(always)]
-    unsafe fn two_columns<const WEIGHTS: usize, const XS: usize>(&self, place: Place) {
+    unsafe fn add<const WEIGHTS: usize, const XS: usize, const WIDE: bool>(&self, place: Place) {
         let Place { words, mut weights, mut x, x_row, x_part, sums, sums_row } = place;
         let weights_row = 4 * BLOCK;
         // SAFETY: the caller vouches for the operands; pointers end at most one step behind them and are not used there. That
@@ -276,9 +279,11 @@ impl Tiles {
         unsafe {
             let below = sums.byte_add(SIDE * sums_row);
             load!("tmm0", sums, sums_row);
-            load!("tmm1", sums.add(SIDE), sums_row);
             load!("tmm2", below, sums_row);
-            load!("tmm3", below.add(SIDE), sums_row);
+            if WIDE {
+                load!("tmm1", sums.add(SIDE), sums_row);
+                load!("tmm3", below.add(SIDE), sums_row);
+            }
             for _ in (0..words).step_by(SIDE) {
                 for w in 0..WEIGHTS {
                     let weights = weights.add(w * TILE_OUTPUTS * BLOCK);
@@ -289,43 +294,11 @@ impl Tiles {
                         load!("tmm6", x.add(part * x_part), x_row);
                         multiply_add!("tmm0", "tmm4", "tmm6");
                         multiply_add!("tmm2", "tmm5", "tmm6");
-                        load!("tmm7", x.add(part * x_part + SIDE), x_row);
-                        multiply_add!("tmm1", "tmm4", "tmm7");
-                        multiply_add!("tmm3", "tmm5", "tmm7");
-                    }
-                }
-                weights = weights.wrapping_add(SIDE);
-                x = x.wrapping_byte_add(SIDE * x_row);
-            }
-            store!("tmm0", sums, sums_row);
-            store!("tmm1", sums.add(SIDE), sums_row);
-            store!("tmm2", below, sums_row);
-            store!("tmm3", below.add(SIDE), sums_row);
-        }
-    }
-
-    /// As [`Tiles::two_columns`], for 16 tokens.
-    ///
-    /// # Safety
-    /// As there.
-    #[inline(always)]
-    unsafe fn one_column<const WEIGHTS: usize, const XS: usize>(&self, place: Place) {
-        let Place { words, mut weights, mut x, x_row, x_part, sums, sums_row } = place;
-        let weights_row = 4 * BLOCK;
-        // SAFETY: as above.
-        unsafe {
-            let below = sums.byte_add(SIDE * sums_row);
-            load!("tmm0", sums, sums_row);
-            load!("tmm2", below, sums_row);
-            for _ in (0..words).step_by(SIDE) {
-                for w in 0..WEIGHTS {
-                    let weights = weights.add(w * TILE_OUTPUTS * BLOCK);
-                    load!("tmm4", weights, weights_row);
-                    load!("tmm5", weights.byte_add(SIDE * weights_row), weights_row);
-                    for part in 0..XS - w {
-                        load!("tmm6", x.add(part * x_part), x_row);
-                        multiply_add!("tmm0", "tmm4", "tmm6");
-                        multiply_add!("tmm2", "tmm5", "tmm6");
+                        if WIDE {
+                            load!("tmm7", x.add(part * x_part + SIDE), x_row);
+                            multiply_add!("tmm1", "tmm4", "tmm7");
+                            multiply_add!("tmm3", "tmm5", "tmm7");
+                        }
                     }
                 }
                 weights = weights.wrapping_add(SIDE);
@@ -333,6 +306,10 @@ impl Tiles {
             }
             store!("tmm0", sums, sums_row);
             store!("tmm2", below, sums_row);
+            if WIDE {
+                store!("tmm1", sums.add(SIDE), sums_row);
+                store!("tmm3", below.add(SIDE), sums_row);
+            }
         }
     }
 }

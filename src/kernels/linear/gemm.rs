@@ -58,11 +58,18 @@ impl Layout {
         }
     }
 
-    /// For products that take `step` words at once, in blocks of about the same size, `most` words at most.
-    pub(super) fn even<P: Product>(geometry: Geometry, k: usize, t: usize, step: usize, most: usize) -> Self {
+    /// For products that take `step` words at once, in blocks of about the same size, `most` words at most, and panels of
+    /// `panel` tokens.
+    pub(super) fn even<P: Product>(
+        geometry: Geometry,
+        [k, t]: [usize; 2],
+        step: usize,
+        most: usize,
+        panel: usize,
+    ) -> Self {
         let words = k.div_ceil(P::PER_WORD).next_multiple_of(step);
         let block = words.div_ceil(words.div_ceil(most).max(1)).next_multiple_of(step).max(step);
-        Layout { words, block, ..Layout::new::<P>(geometry, k, t) }
+        Layout { words, block, panel, ..Layout::new::<P>(geometry, k, t) }
     }
 
     /// Words of the whole packed buffer.
@@ -149,7 +156,7 @@ pub(super) struct Pack<'a, P> {
     layout: Layout,
     block: usize,
     first: usize,
-    /// `[8, words of a block]`
+    /// `[LANES, words of a block]`
     rows: &'a mut [f32],
     packed: SharedOut<'a>,
 }
@@ -160,7 +167,7 @@ impl<P: Product> Pack<'_, P> {
         let packed = SharedOut::new(packed);
         let panels = layout.tokens.div_ceil(layout.panel);
         cpu.split(layout.blocks() * panels, 1, layout.block * layout.panel * 4, &|range| {
-            let mut rows = cpu.scratch(8 * layout.block);
+            let mut rows = cpu.scratch(cpu.geometry().lanes * layout.block);
             for item in range {
                 let (block, first) = (item / panels, item % panels * layout.panel);
                 product.enter(cpu, Pack { product, x, k, t, layout, block, first, rows: &mut rows, packed });
@@ -181,7 +188,7 @@ impl<P: Product> Kernel for Pack<'_, P> {
         // SAFETY: panels do not overlap, and this task alone packs this one.
         let panel = unsafe { self.packed.slice(at..at + words * width) };
         let columns = self.layout.along::<P>(self.block, k);
-        for group in (0..width).step_by(8) {
+        for group in (0..width).step_by(S::LANES) {
             for (i, row) in self.rows.chunks_exact_mut(self.layout.block).enumerate() {
                 let token = self.first + group + i;
                 let real = if token < t { columns.len().div_ceil(P::PER_WORD) } else { 0 };
@@ -190,11 +197,10 @@ impl<P: Product> Kernel for Pack<'_, P> {
                 }
                 row[real..words].fill(0.0);
             }
-            // SAFETY: `rows` holds 8 rows of `words` values; column `group .. group + 8` of the panel is inside it, since the
-            // width is a multiple of 8.
-            unsafe {
-                transpose(s, self.rows.as_ptr(), self.layout.block, [8, words], panel.as_mut_ptr().add(group), width);
-            }
+            let (rows, panel) = (self.rows.as_ptr(), panel.as_mut_ptr());
+            // SAFETY: `rows` holds `LANES` rows of `words` values; columns `group .. group + LANES` of the panel are inside it,
+            // since the width is a multiple of that.
+            unsafe { transpose(s, rows, self.layout.block, [S::LANES, words], panel.add(group), width) };
         }
     }
 }

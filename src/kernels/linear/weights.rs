@@ -234,7 +234,8 @@ impl<W: Words> Weights for ByColumns<'_, W> {
         let RowsOf { elements, layout, span } = self.w;
         let (count, width) = (outputs.len(), tile.len() / row);
         assert!(count <= width && width <= ROW_BLOCK && words <= row);
-        let mut starts = layout.starts(along.start);
+        // These rows, and those that are turned two steps later.
+        let (mut starts, mut later) = (layout.starts(along.start), layout.starts(along.start + 2 * STEP * P::PER_WORD));
         for first in (0..words).step_by(STEP) {
             let step = STEP.min(words - first);
             for (i, line) in across.chunks_exact_mut(width).take(step).enumerate() {
@@ -242,6 +243,7 @@ impl<W: Words> Weights for ByColumns<'_, W> {
                 let mut rows: [&[W]; 2] = [&[]; 2];
                 for row in &mut rows[..P::PER_WORD.min(along.end.saturating_sub(n))] {
                     *row = &elements[starts.advance()..][..span];
+                    prefetch(s, elements, later.advance(), outputs.clone());
                 }
                 match n < along.end {
                     true => {

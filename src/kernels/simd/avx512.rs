@@ -23,6 +23,43 @@ macro_rules! reduce {
     }};
 }
 
+/// Transposes a 16x16 block: first within pairs of rows, then within fours, then the quarters of vectors.
+///
+/// # Safety
+/// The processor has AVX-512; both blocks are valid for their strides.
+#[inline(always)]
+unsafe fn transpose_16x16(src: *const f32, src_stride: usize, dst: *mut f32, dst_stride: usize) {
+    // SAFETY: the caller promises the instructions and 16 rows of 16 values on both sides.
+    unsafe {
+        let zero = _mm512_setzero_ps();
+        // Lane `l` of `fours[4 g + j]` is column `4 l + j` of rows `4 g .. 4 g + 4`.
+        let mut fours = [zero; 16];
+        for g in 0..4 {
+            let row = |r: usize| _mm512_loadu_ps(src.add((4 * g + r) * src_stride));
+            let (r0, r1, r2, r3) = (row(0), row(1), row(2), row(3));
+            let a0 = _mm512_castps_pd(_mm512_unpacklo_ps(r0, r1));
+            let a1 = _mm512_castps_pd(_mm512_unpackhi_ps(r0, r1));
+            let a2 = _mm512_castps_pd(_mm512_unpacklo_ps(r2, r3));
+            let a3 = _mm512_castps_pd(_mm512_unpackhi_ps(r2, r3));
+            fours[4 * g] = _mm512_castpd_ps(_mm512_unpacklo_pd(a0, a2));
+            fours[4 * g + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a0, a2));
+            fours[4 * g + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(a1, a3));
+            fours[4 * g + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(a1, a3));
+        }
+        let write = |c: usize, v: __m512| _mm512_storeu_ps(dst.add(c * dst_stride), v);
+        for j in 0..4 {
+            let even_top = _mm512_shuffle_f32x4::<0x88>(fours[j], fours[4 + j]);
+            let odd_top = _mm512_shuffle_f32x4::<0xdd>(fours[j], fours[4 + j]);
+            let even_bottom = _mm512_shuffle_f32x4::<0x88>(fours[8 + j], fours[12 + j]);
+            let odd_bottom = _mm512_shuffle_f32x4::<0xdd>(fours[8 + j], fours[12 + j]);
+            write(j, _mm512_shuffle_f32x4::<0x88>(even_top, even_bottom));
+            write(4 + j, _mm512_shuffle_f32x4::<0x88>(odd_top, odd_bottom));
+            write(8 + j, _mm512_shuffle_f32x4::<0xdd>(even_top, even_bottom));
+            write(12 + j, _mm512_shuffle_f32x4::<0xdd>(odd_top, odd_bottom));
+        }
+    }
+}
+
 /// The same vectors for both tokens; `extra` are the methods that one of them does better.
 macro_rules! simd_avx512 {
     ($token:ty, { $($extra:tt)* }) => {
@@ -200,6 +237,12 @@ macro_rules! simd_avx512 {
             unsafe fn transpose_8x8(self, src: *const f32, src_stride: usize, dst: *mut f32, dst_stride: usize) {
                 // SAFETY: AVX-512 includes AVX2; the caller promises the blocks.
                 unsafe { super::avx2::transpose_8x8(src, src_stride, dst, dst_stride) }
+            }
+
+            #[inline(always)]
+            unsafe fn transpose_16x16(self, src: *const f32, src_stride: usize, dst: *mut f32, dst_stride: usize) {
+                // SAFETY: the token proves the instructions; the caller promises the blocks.
+                unsafe { transpose_16x16(src, src_stride, dst, dst_stride) }
             }
         }
     };

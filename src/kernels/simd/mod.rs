@@ -132,6 +132,20 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// Both blocks are valid and do not overlap.
     unsafe fn transpose_8x8(self, src: *const f32, src_stride: usize, dst: *mut f32, dst_stride: usize);
 
+    /// As [`Simd::transpose_8x8`], for a 16x16 block.
+    ///
+    /// # Safety
+    /// As there.
+    #[inline(always)]
+    unsafe fn transpose_16x16(self, src: *const f32, src_stride: usize, dst: *mut f32, dst_stride: usize) {
+        for (r, c) in [(0, 0), (0, 8), (8, 0), (8, 8)] {
+            // SAFETY: a quarter of the block.
+            unsafe {
+                self.transpose_8x8(src.add(r * src_stride + c), src_stride, dst.add(c * dst_stride + r), dst_stride);
+            }
+        }
+    }
+
     /// All lanes zero.
     #[inline(always)]
     fn zero(self) -> Self::V {
@@ -177,9 +191,20 @@ pub(crate) unsafe fn transpose<S: Simd>(
     dst_stride: usize,
 ) {
     let (rows8, cols8) = (rows / 8 * 8, cols / 8 * 8);
-    for r in (0..rows8).step_by(8) {
-        for c in (0..cols8).step_by(8) {
+    let (rows16, cols16) = (rows / 16 * 16, cols / 16 * 16);
+    for r in (0..rows16).step_by(16) {
+        for c in (0..cols16).step_by(16) {
             // SAFETY: the block lies inside both matrices.
+            unsafe {
+                s.transpose_16x16(src.add(r * src_stride + c), src_stride, dst.add(c * dst_stride + r), dst_stride);
+            }
+        }
+    }
+    // At most eight columns, and eight rows, are left of whole blocks of eight.
+    for r in (0..rows8).step_by(8) {
+        let from = if r < rows16 { cols16 } else { 0 };
+        for c in (from..cols8).step_by(8) {
+            // SAFETY: as above.
             unsafe {
                 s.transpose_8x8(src.add(r * src_stride + c), src_stride, dst.add(c * dst_stride + r), dst_stride);
             }
@@ -192,4 +217,48 @@ pub(crate) unsafe fn transpose<S: Simd>(
             unsafe { *dst.add(c * dst_stride + r) = *src.add(r * src_stride + c) };
         }
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::isa::Kernel;
+    use crate::kernels::testing::{cpu, on_every_isa, values};
+    use crate::kernels::{Compute, IsaName};
+
+    struct Transpose<'a> {
+        src: &'a [f32],
+        sizes: [usize; 2],
+        dst: &'a mut [f32],
+    }
+
+    impl Kernel for Transpose<'_> {
+        type Out = ();
+
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) {
+            let [rows, cols] = self.sizes;
+            assert!(self.src.len() >= rows * (cols + 3) && self.dst.len() >= cols * (rows + 5));
+            // SAFETY: both matrices hold their rows, whose strides are a few values longer than they are.
+            unsafe { transpose(s, self.src.as_ptr(), cols + 3, self.sizes, self.dst.as_mut_ptr(), rows + 5) };
+        }
+    }
+
+    fn transposes_any_size_and_nothing_beside_it(isa: IsaName) {
+        let Some(cpu) = cpu(isa, 1, Compute::F32) else { return };
+        for rows in [0, 1, 7, 8, 9, 15, 16, 24, 31, 40] {
+            for cols in [0, 1, 8, 13, 16, 23, 24, 32, 49] {
+                let src = values(3, rows * (cols + 3));
+                let mut dst = vec![7.0; cols * (rows + 5)];
+                cpu.run(Transpose { src: &src, sizes: [rows, cols], dst: &mut dst });
+                for (i, &found) in dst.iter().enumerate() {
+                    let (c, r) = (i / (rows + 5), i % (rows + 5));
+                    let expected = if r < rows { src[r * (cols + 3) + c] } else { 7.0 };
+                    assert_eq!(found.to_bits(), expected.to_bits(), "{rows} x {cols}: column {c}, row {r}");
+                }
+            }
+        }
+    }
+
+    on_every_isa!(transposes_any_size_and_nothing_beside_it);
 }

@@ -82,27 +82,13 @@ impl Registers {
     /// Writes the lanes of `mask`.
     #[inline]
     pub fn set_word(&mut self, slot: Slot, value: &Word, mask: Mask) {
-        let register = &mut self.words[usize::from(slot)];
-        if mask == Mask::MAX {
-            *register = *value;
-        } else {
-            for lane in 0..LANES {
-                register[lane] = if mask >> lane & 1 == 1 { value[lane] } else { register[lane] };
-            }
-        }
+        write(&mut self.words[usize::from(slot)], value, mask);
     }
 
     /// Writes the lanes of `mask`.
     #[inline]
     pub fn set_long(&mut self, slot: Slot, value: &Long, mask: Mask) {
-        let register = &mut self.longs[usize::from(slot)];
-        if mask == Mask::MAX {
-            *register = *value;
-        } else {
-            for lane in 0..LANES {
-                register[lane] = if mask >> lane & 1 == 1 { value[lane] } else { register[lane] };
-            }
-        }
+        write(&mut self.longs[usize::from(slot)], value, mask);
     }
 
     /// Writes the lanes of `mask`.
@@ -152,4 +138,20 @@ impl Registers {
         }
         out
     }
+}
+
+/// Writes the lanes of `mask`.
+#[inline]
+fn write<T: Copy>(register: &mut [T; LANES], value: &[T; LANES], mask: Mask) {
+    if mask == Mask::MAX {
+        *register = *value;
+    } else {
+        *register = choose(mask, value, register);
+    }
+}
+
+/// The lanes of `mask` of `yes`, the others of `no`.
+#[inline]
+pub fn choose<T: Copy>(mask: Mask, yes: &[T; LANES], no: &[T; LANES]) -> [T; LANES] {
+    std::array::from_fn(|lane| if mask >> lane & 1 == 1 { yes[lane] } else { no[lane] })
 }

@@ -4,7 +4,7 @@
 //! runs; when it reaches another, they become one. Lanes that must wait for others of their warp are parked.
 
 use super::machine::{Machine, Stop, stop};
-use super::registers::Registers;
+use super::registers::{Registers, choose};
 use crate::error::Problem;
 use crate::lanes::{LANES, Mask};
 use crate::memory::race::Clocks;
@@ -169,63 +169,28 @@ impl Warp {
     #[inline]
     fn simple(&mut self, inst: &Inst, mask: Mask) -> bool {
         let r = &mut self.registers;
+        // A function of registers into the active lanes of a register.
+        macro_rules! apply {
+            ($set:ident($to:expr), $f:expr, $($bank:ident($slot:expr)),+) => {{
+                let value = $f($(r.$bank($slot)),+);
+                r.$set($to, &value, mask);
+            }};
+        }
         match inst.op {
-            Op::W1 { f, to, a } => {
-                let value = f(r.word(a));
-                r.set_word(to, &value, mask);
-            }
-            Op::W2 { f, to, a, b } => {
-                let value = f(r.word(a), r.word(b));
-                r.set_word(to, &value, mask);
-            }
-            Op::W3 { f, to, a, b, c } => {
-                let value = f(r.word(a), r.word(b), r.word(c));
-                r.set_word(to, &value, mask);
-            }
-            Op::W4 { f, to, a, b, c, d } => {
-                let value = f(r.word(a), r.word(b), r.word(c), r.word(d));
-                r.set_word(to, &value, mask);
-            }
-            Op::L1 { f, to, a } => {
-                let value = f(r.long(a));
-                r.set_long(to, &value, mask);
-            }
-            Op::L2 { f, to, a, b } => {
-                let value = f(r.long(a), r.long(b));
-                r.set_long(to, &value, mask);
-            }
-            Op::L3 { f, to, a, b, c } => {
-                let value = f(r.long(a), r.long(b), r.long(c));
-                r.set_long(to, &value, mask);
-            }
-            Op::LwL { f, to, a, b } => {
-                let value = f(r.long(a), r.word(b));
-                r.set_long(to, &value, mask);
-            }
-            Op::LwwL { f, to, a, b, c } => {
-                let value = f(r.long(a), r.word(b), r.word(c));
-                r.set_long(to, &value, mask);
-            }
-            Op::LlwwL { f, to, a, b, c, d } => {
-                let value = f(r.long(a), r.long(b), r.word(c), r.word(d));
-                r.set_long(to, &value, mask);
-            }
-            Op::WL { f, to, a } => {
-                let value = f(r.word(a));
-                r.set_long(to, &value, mask);
-            }
-            Op::WwL { f, to, a, b } => {
-                let value = f(r.word(a), r.word(b));
-                r.set_long(to, &value, mask);
-            }
-            Op::WwlL { f, to, a, b, c } => {
-                let value = f(r.word(a), r.word(b), r.long(c));
-                r.set_long(to, &value, mask);
-            }
-            Op::LW { f, to, a } => {
-                let value = f(r.long(a));
-                r.set_word(to, &value, mask);
-            }
+            Op::W1 { f, to, a } => apply!(set_word(to), f, word(a)),
+            Op::W2 { f, to, a, b } => apply!(set_word(to), f, word(a), word(b)),
+            Op::W3 { f, to, a, b, c } => apply!(set_word(to), f, word(a), word(b), word(c)),
+            Op::W4 { f, to, a, b, c, d } => apply!(set_word(to), f, word(a), word(b), word(c), word(d)),
+            Op::L1 { f, to, a } => apply!(set_long(to), f, long(a)),
+            Op::L2 { f, to, a, b } => apply!(set_long(to), f, long(a), long(b)),
+            Op::L3 { f, to, a, b, c } => apply!(set_long(to), f, long(a), long(b), long(c)),
+            Op::LwL { f, to, a, b } => apply!(set_long(to), f, long(a), word(b)),
+            Op::LwwL { f, to, a, b, c } => apply!(set_long(to), f, long(a), word(b), word(c)),
+            Op::LlwwL { f, to, a, b, c, d } => apply!(set_long(to), f, long(a), long(b), word(c), word(d)),
+            Op::WL { f, to, a } => apply!(set_long(to), f, word(a)),
+            Op::WwL { f, to, a, b } => apply!(set_long(to), f, word(a), word(b)),
+            Op::WwlL { f, to, a, b, c } => apply!(set_long(to), f, word(a), word(b), long(c)),
+            Op::LW { f, to, a } => apply!(set_word(to), f, long(a)),
             Op::MoveWord { to, a } => {
                 let value = *r.word(a);
                 r.set_word(to, &value, mask);
@@ -235,13 +200,11 @@ impl Warp {
                 r.set_long(to, &value, mask);
             }
             Op::SelectWord { to, a, b, predicate } => {
-                let (choice, a, b) = (r.predicate(predicate), r.word(a), r.word(b));
-                let value = std::array::from_fn(|lane| if choice >> lane & 1 == 1 { a[lane] } else { b[lane] });
+                let value = choose(r.predicate(predicate), r.word(a), r.word(b));
                 r.set_word(to, &value, mask);
             }
             Op::SelectLong { to, a, b, predicate } => {
-                let (choice, a, b) = (r.predicate(predicate), r.long(a), r.long(b));
-                let value = std::array::from_fn(|lane| if choice >> lane & 1 == 1 { a[lane] } else { b[lane] });
+                let value = choose(r.predicate(predicate), r.long(a), r.long(b));
                 r.set_long(to, &value, mask);
             }
             Op::Set { test, to, not, combine } => {

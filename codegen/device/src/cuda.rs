@@ -13,9 +13,8 @@ use cudarc::driver::DriverError;
 use cudarc::driver::result::{self, event, function, graph, primary_ctx, stream};
 use cudarc::driver::sys;
 
-use super::GpuError;
-use super::backend::{Backend, BufferId, CodeForm, GraphId, LaunchArg, LaunchSpec, Memory, ModuleId};
-use crate::{Error, Result};
+use crate::backend::{Backend, BufferId, CodeForm, GraphId, LaunchArg, LaunchSpec, Memory, ModuleId};
+use crate::{DeviceError, Result};
 
 /// CUDA version that a driver must support at least, as 12000 for 12.0.
 const DRIVER: i32 = 12_000;
@@ -73,25 +72,25 @@ fn words(error: DriverError) -> String {
 }
 
 /// Makes an error of this module of one of the driver.
-fn failed(name: &str, doing: &'static str) -> impl Fn(DriverError) -> Error {
-    move |error| GpuError::Failed { name: name.to_owned(), doing, reason: words(error) }.into()
+fn failed(name: &str, doing: &'static str) -> impl Fn(DriverError) -> DeviceError {
+    move |error| DeviceError::Failed { name: name.to_owned(), doing, reason: words(error) }
 }
 
 /// Starts the driver; the number of its GPUs and its CUDA version.
 fn start() -> Result<(usize, i32)> {
     // SAFETY: opening the driver's library runs its initialisers, which have no preconditions.
     if !unsafe { sys::is_culib_present() } {
-        return Err(GpuError::NoDriver.into());
+        return Err(DeviceError::NoDriver);
     }
     for function in ["cuInit", "cuDriverGetVersion", "cuDeviceGetCount", "cuGetErrorString"] {
         if !has_function(function) {
-            return Err(GpuError::NotADriver { function }.into());
+            return Err(DeviceError::NotADriver { function });
         }
     }
     match result::init() {
         Ok(()) => {}
-        Err(DriverError(sys::CUresult::CUDA_ERROR_STUB_LIBRARY)) => return Err(GpuError::StubDriver.into()),
-        Err(DriverError(sys::CUresult::CUDA_ERROR_NO_DEVICE)) => return Err(GpuError::NoGpu.into()),
+        Err(DriverError(sys::CUresult::CUDA_ERROR_STUB_LIBRARY)) => return Err(DeviceError::StubDriver),
+        Err(DriverError(sys::CUresult::CUDA_ERROR_NO_DEVICE)) => return Err(DeviceError::NoGpu),
         Err(error) => return Err(failed("the NVIDIA driver", "start")(error)),
     }
     let mut driver = 0;
@@ -99,10 +98,10 @@ fn start() -> Result<(usize, i32)> {
     let status = unsafe { sys::cuDriverGetVersion(&raw mut driver) };
     status.result().map_err(failed("the NVIDIA driver", "tell its version"))?;
     if driver < DRIVER {
-        return Err(GpuError::OldDriver { found: driver, needed: DRIVER, needs: "ShadowLLM".to_owned() }.into());
+        return Err(DeviceError::OldDriver { found: driver, needed: DRIVER, needs: "ShadowLLM".to_owned() });
     }
     match result::device::get_count() {
-        Ok(0) | Err(DriverError(sys::CUresult::CUDA_ERROR_NO_DEVICE)) => Err(GpuError::NoGpu.into()),
+        Ok(0) | Err(DriverError(sys::CUresult::CUDA_ERROR_NO_DEVICE)) => Err(DeviceError::NoGpu),
         Ok(count) => Ok((usize::try_from(count).unwrap_or(0), driver)),
         Err(error) => Err(failed("the NVIDIA driver", "count its GPUs")(error)),
     }
@@ -112,12 +111,12 @@ impl Cuda {
     /// Opens GPU `number`.
     ///
     /// # Errors
-    /// [`GpuError::NoDriver`], [`GpuError::StubDriver`], [`GpuError::NotADriver`], [`GpuError::OldDriver`], [`GpuError::NoGpu`],
-    /// [`GpuError::NoSuchGpu`], [`GpuError::Failed`].
+    /// [`DeviceError::NoDriver`], [`DeviceError::StubDriver`], [`DeviceError::NotADriver`], [`DeviceError::OldDriver`], [`DeviceError::NoGpu`],
+    /// [`DeviceError::NoSuchGpu`], [`DeviceError::Failed`].
     pub fn open(number: usize) -> Result<Cuda> {
         let (found, driver) = start()?;
         if number >= found {
-            return Err(GpuError::NoSuchGpu { asked: number, found }.into());
+            return Err(DeviceError::NoSuchGpu { asked: number, found });
         }
         let name = format!("cuda:{number}");
         let device = result::device::get(number as i32).map_err(failed(&name, "open"))?;
@@ -152,7 +151,7 @@ impl Cuda {
         Ok(cuda)
     }
 
-    fn failed(&self, doing: &'static str) -> impl Fn(DriverError) -> Error + use<'_> {
+    fn failed(&self, doing: &'static str) -> impl Fn(DriverError) -> DeviceError + use<'_> {
         failed(&self.name, doing)
     }
 

@@ -2,11 +2,10 @@
 
 use std::collections::HashMap;
 
-use shadowllm_emulator::{Arg, Buffer, Device, Error as EmulatorError, Module};
+use shadowllm_emulator::{Arg, Buffer, Counters, Device, Error as EmulatorError, Module, Schedule};
 
-use super::GpuError;
-use super::backend::{Backend, BufferId, CodeForm, GraphId, LaunchArg, LaunchSpec, Memory, ModuleId};
-use crate::{Error, Result};
+use crate::backend::{Backend, BufferId, CodeForm, GraphId, LaunchArg, LaunchSpec, Memory, ModuleId};
+use crate::{DeviceError, Result};
 
 /// Memory that it is said to have.
 const MEMORY: u64 = 4 << 30;
@@ -36,6 +35,7 @@ pub struct Emulator {
     graphs: Vec<Option<Vec<Recorded>>>,
     recording: Option<Vec<Recorded>>,
     memory: Option<u64>,
+    counters: Option<Counters>,
 }
 
 impl Emulator {
@@ -47,6 +47,25 @@ impl Emulator {
     /// One that is said to have this much memory.
     pub fn with_memory(bytes: u64) -> Self {
         Emulator { memory: Some(bytes), ..Self::default() }
+    }
+
+    /// The order in which blocks and warps run from now on.
+    pub fn set_schedule(&mut self, schedule: Schedule) {
+        self.device.set_schedule(schedule);
+    }
+
+    /// From now on kernels may only read a buffer.
+    ///
+    /// # Errors
+    /// [`DeviceError::Failed`] for a buffer that was given back.
+    pub fn set_read_only(&mut self, buffer: BufferId) -> Result<()> {
+        let buffer = self.buffer(buffer)?;
+        self.device.set_read_only(buffer, true).map_err(|error| emulated("protect a buffer", &error))
+    }
+
+    /// What the last kernel did.
+    pub fn counters(&self) -> Option<&Counters> {
+        self.counters.as_ref()
     }
 
     fn buffer(&self, id: BufferId) -> Result<Buffer> {
@@ -67,15 +86,16 @@ impl Emulator {
         let [x, y] = launch.grid;
         let result =
             self.device.launch(module, &launch.kernel, [x, y, 1], [launch.threads, 1, 1], launch.shared, &args);
-        result.map(drop).map_err(|error| emulated("run a kernel", &error))
+        self.counters = Some(result.map_err(|error| emulated("run a kernel", &error))?);
+        Ok(())
     }
 }
 
-fn failed(doing: &'static str, reason: impl Into<String>) -> Error {
-    GpuError::Failed { name: NAME.to_owned(), doing, reason: reason.into() }.into()
+fn failed(doing: &'static str, reason: impl Into<String>) -> DeviceError {
+    DeviceError::Failed { name: NAME.to_owned(), doing, reason: reason.into() }
 }
 
-fn emulated(doing: &'static str, error: &EmulatorError) -> Error {
+fn emulated(doing: &'static str, error: &EmulatorError) -> DeviceError {
     failed(doing, error.to_string())
 }
 
