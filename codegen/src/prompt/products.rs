@@ -54,6 +54,20 @@ const ROPE: &str = r#"        if (!value) {
 
 const STEP: usize = super::tiles::DEPTH;
 
+/// What the kernels of this file have in common.
+fn blank(spec: &KernelSpec) -> Draft<'static> {
+    Draft {
+        name: String::new(),
+        purpose: "",
+        grid: [0, 0],
+        threads: THREADS,
+        resident: 1,
+        shared: shared(spec),
+        params: Vec::new(),
+        body: String::new(),
+    }
+}
+
 /// Queries `[tokens, H, d_h]`, and rows of `keys` and `values` `[H_kv, context, d_h]`, of all heads.
 pub(crate) fn qkv(spec: &KernelSpec) -> Kernel {
     let s = &spec.sizes;
@@ -95,11 +109,8 @@ pub(crate) fn qkv(spec: &KernelSpec) -> Kernel {
             spec.cache.name()
         ),
         purpose: "Queries, keys and values of all heads for a block of a prompt.",
-        grid: [pairs.div_ceil(OUTPUTS / 2), 1],
-        threads: THREADS,
-        resident: 1,
-        shared: shared(spec),
         params,
+        grid: [pairs.div_ceil(OUTPUTS / 2), 1],
         body: fill(
             &body,
             &[
@@ -115,6 +126,7 @@ pub(crate) fn qkv(spec: &KernelSpec) -> Kernel {
                 ("STEPS", &s.hidden.div_ceil(STEP)),
             ],
         ),
+        ..blank(spec)
     }
     .finish()
 }
@@ -172,11 +184,8 @@ pub(crate) fn ffn_first(spec: &KernelSpec) -> Kernel {
     Draft {
         name: format!("prompt_ffn_d{}_f{}_{}", s.hidden, s.ffn, spec.dtype.name()),
         purpose: "Inner values of the FFN for a block of a prompt.",
-        grid: [pairs.div_ceil(OUTPUTS / 2), 1],
-        threads: THREADS,
-        resident: 1,
-        shared: shared(spec),
         params,
+        grid: [pairs.div_ceil(OUTPUTS / 2), 1],
         body: fill(
             &body,
             &[
@@ -190,6 +199,7 @@ pub(crate) fn ffn_first(spec: &KernelSpec) -> Kernel {
                 ("STEPS", &s.hidden.div_ceil(STEP)),
             ],
         ),
+        ..blank(spec)
     }
     .finish()
 }
@@ -230,11 +240,8 @@ fn columns(spec: &KernelSpec, name: String, purpose: &str, weights: &'static str
     Draft {
         name,
         purpose,
-        grid: [d.div_ceil(OUTPUTS), parts],
-        threads: THREADS,
-        resident: 1,
-        shared: shared(spec),
         params,
+        grid: [d.div_ceil(OUTPUTS), parts],
         body: fill(
             &COLUMNS.replace("$ROW", row),
             &[
@@ -248,6 +255,7 @@ fn columns(spec: &KernelSpec, name: String, purpose: &str, weights: &'static str
                 ("TOKENS", &TOKENS),
             ],
         ),
+        ..blank(spec)
     }
     .finish()
 }
