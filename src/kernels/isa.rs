@@ -191,7 +191,7 @@ impl Isa {
     /// The named instruction set, if this processor has it.
     ///
     /// Fuzz targets look for mistakes in what reads files, and are compiled with instrumentation: for them the other instruction
-    /// sets do not exist, which shortens their compilation to a fraction.
+    /// sets do not exist, which halves their compilation at least. Tests run every kernel with every instruction set.
     pub(crate) fn new(name: IsaName) -> Option<Self> {
         if cfg!(fuzzing) && name != IsaName::Portable {
             return None;
