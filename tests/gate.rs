@@ -24,7 +24,8 @@ use support::{directory, isas, largest_difference, shared};
 const VOCAB: u32 = 61;
 /// Tokens of a prompt, which is dense.
 const PROMPT: usize = 3;
-/// Two ways to compute a gate differ in its last bits. Closer to its threshold than this, relative, it may fall on either side.
+/// Two ways to compute a gate differ by rounding, which is relative to the summands and not to what is left of them. Closer to its
+/// threshold than this share of the layer's largest gate, it may fall on either side.
 const TIE: f64 = 1e-4;
 
 fn config(activation: &str, layers: usize, ffn: usize) -> ModelConfig {
@@ -94,7 +95,7 @@ struct Masked<'a> {
     /// One per row behind the prompt.
     plans: &'a [Plan],
     prompt: usize,
-    /// Of every row behind the prompt: the smallest relative distance of a gate from its threshold.
+    /// Of every row behind the prompt: the smallest distance of a gate from its threshold, in its layer's largest gate.
     margins: Vec<f64>,
     /// Of the same: kept neurons that are read to the end.
     active: Vec<u64>,
@@ -133,16 +134,20 @@ impl Probe for Masked<'_> {
                 continue;
             };
             let kept = &self.plans[at].layers[rows.layer].neurons;
+            let largest = gates.iter().fold(f32::MIN_POSITIVE, |largest, gate| largest.max(gate.abs()));
+            let relu = self.activation == Activation::Relu;
             for (i, (&gate, &threshold)) in gates.iter().zip(thresholds).enumerate() {
-                let size = activated(self.activation, f64::from(gate)).abs();
-                let threshold = f64::from(threshold);
+                let (gate, threshold) = (f64::from(gate), f64::from(threshold));
+                let size = activated(self.activation, gate).abs();
                 let idle = size < threshold;
                 self.idle.push(idle);
                 if kept.contains(&(i as u32)) {
-                    if threshold > 0.0 {
-                        self.margins[at] = self.margins[at].min((size / threshold - 1.0).abs());
+                    // A rectified neuron is skipped at zero whatever its threshold, and falls to zero from one side.
+                    if threshold > 0.0 || relu {
+                        let distance = if relu { gate - threshold } else { size - threshold };
+                        self.margins[at] = self.margins[at].min(distance.abs() / f64::from(largest));
                     }
-                    let zero = self.activation == Activation::Relu && size == 0.0;
+                    let zero = relu && size == 0.0;
                     self.active[at] += u64::from(!idle && !zero);
                 }
             }
