@@ -8,7 +8,7 @@ use shadowllm_codegen::{
     Activation, DType, KernelSpec, Normalization, PredictorInput, PredictorSpec, Program, Scope, Sizes, Sm,
     WeightFormat,
 };
-use shadowllm_nvrtc::{Compiled, Nvrtc, Options};
+use shadowllm_nvrtc::{Compiled, KernelFacts, Nvrtc, Options};
 
 use support::{SHAPES, nvrtc, predictor, program};
 
@@ -49,6 +49,27 @@ fn opt_compiles_for_every_generation() {
 #[test]
 fn llama_compiles_for_every_generation() {
     every_generation(&["llama-2-7b", "llama-3-8b"]);
+}
+
+/// What the runtime compiles is what was compiled whole above: the same registers, shared memory and spills, kernel by kernel.
+#[test]
+fn parts_are_the_same_kernels() {
+    let Some(nvrtc) = nvrtc() else { return };
+    for (name, sm) in [("opt-6.7b", 80), ("llama-3-8b", 90)] {
+        let shape = SHAPES.iter().find(|shape| shape.name == name).unwrap();
+        let program = program(&shape.spec(DType::BF16, sm));
+        let mut whole = compile(&nvrtc, name, &program).kernels;
+        let parts = nvrtc.compile_all(&program.parts(), &Options::new(sm)).unwrap();
+        for (index, kernel) in program.kernels.iter().enumerate() {
+            let facts = &parts[index % parts.len()].kernels;
+            assert!(facts.iter().any(|facts| facts.name == kernel.name), "{}", kernel.name);
+        }
+        let mut facts: Vec<_> = parts.into_iter().flat_map(|part| part.kernels).collect();
+        let by_name = |a: &KernelFacts, b: &KernelFacts| a.name.cmp(&b.name);
+        whole.sort_by(by_name);
+        facts.sort_by(by_name);
+        assert_eq!(whole, facts, "{name}");
+    }
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Compiled code on disk.
 //!
-//! A model's kernels take NVRTC a second or two, and nothing of it changes from run to run. Code is kept under the hash of all that the
+//! A model's kernels take NVRTC seconds, and nothing of it changes from run to run. The code of each text is kept under the hash of all that the
 //! compiler is given (the text, the GPU's version, the form), and under the compiler's version. To ask the compiler for its version it
 //! would have to be loaded, which alone takes longer than all else, so of code that several versions made the newest is taken that the
 //! driver can load. A file is a line that says what it is, the hash of the code, and the code; one that is not what its first lines

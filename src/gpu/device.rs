@@ -199,40 +199,67 @@ impl Gpu {
 
     /// Compiles a program, or takes it from the cache, and loads it.
     pub(super) fn load(&self, program: &Program) -> Result<Loaded> {
-        let code = match &self.compiler {
-            Compiler::Compiled(code) => Arc::clone(code),
-            Compiler::Nvrtc => self.compile(&program.source())?.into(),
+        let compiled;
+        let codes: Vec<&[u8]> = match &self.compiler {
+            Compiler::Compiled(code) => vec![code],
+            Compiler::Nvrtc => {
+                compiled = self.compile(program.parts())?;
+                compiled.iter().map(Vec::as_slice).collect()
+            }
         };
-        let module = self.shared.lock().load(&code)?;
-        Ok(Loaded { module, device: self.shared.clone() })
+        let mut loaded = Loaded { modules: Vec::with_capacity(codes.len()), device: self.shared.clone() };
+        for code in codes {
+            let module = self.shared.lock().load(code)?;
+            loaded.modules.push(module);
+        }
+        Ok(loaded)
     }
 
-    fn compile(&self, source: &str) -> Result<Vec<u8>> {
-        let key = Key { source, sm: self.sm.version(), form: self.form };
-        if let Some(code) = self.cache.get(&key, |version| self.accepts(version)) {
-            return Ok(code);
+    fn key<'a>(&self, source: &'a str) -> Key<'a> {
+        Key { source, sm: self.sm.version(), form: self.form }
+    }
+
+    /// The code of every text, those that are not in the cache compiled at once.
+    fn compile(&self, sources: Vec<String>) -> Result<Vec<Vec<u8>>> {
+        let kept = |source: &String| self.cache.get(&self.key(source), |version| self.accepts(version));
+        let mut codes: Vec<Option<Vec<u8>>> = sources.iter().map(kept).collect();
+        let missing = sources.into_iter().zip(&mut codes).filter(|(_, code)| code.is_none());
+        let (missing, places): (Vec<String>, Vec<_>) = missing.unzip();
+        if !missing.is_empty() {
+            let nvrtc = self.nvrtc()?;
+            let compiled = nvrtc.compile_all(&missing, &Options::new(self.sm.version())).map_err(GpuError::from)?;
+            for ((source, place), compiled) in missing.iter().zip(places).zip(compiled) {
+                let code = match self.form {
+                    CodeForm::Ptx => compiled.ptx.into_bytes(),
+                    CodeForm::Cubin => compiled.cubin,
+                };
+                self.cache.put(&self.key(source), nvrtc.number(), &code);
+                *place = Some(code);
+            }
         }
-        let nvrtc = self.nvrtc()?;
-        let compiled = nvrtc.compile(source, &Options::new(key.sm)).map_err(GpuError::from)?;
-        let code = match self.form {
-            CodeForm::Ptx => compiled.ptx.into_bytes(),
-            CodeForm::Cubin => compiled.cubin,
-        };
-        self.cache.put(&key, nvrtc.number(), &code);
-        Ok(code)
+        Ok(codes.into_iter().flatten().collect())
     }
 }
 
 /// Code on a device, taken away on drop.
 #[derive(Debug)]
 pub(super) struct Loaded {
-    pub(super) module: ModuleId,
+    /// One, or one for each of [`Program::parts`].
+    modules: Vec<ModuleId>,
     device: Shared,
+}
+
+impl Loaded {
+    /// Where a kernel of the program is.
+    pub(super) fn module(&self, kernel: usize) -> ModuleId {
+        self.modules[kernel % self.modules.len()]
+    }
 }
 
 impl Drop for Loaded {
     fn drop(&mut self) {
-        self.device.lock().unload(self.module);
+        let mut device = self.device.lock();
+        self.modules.iter().for_each(|module| device.unload(*module));
     }
 }
 
@@ -340,7 +367,7 @@ mod tests {
         let start = Instant::now();
         let program = Program::emit(spec, Some(&predictor), &[]).unwrap();
         let loaded = gpu.load(&program).unwrap();
-        assert!(loaded.module.0 > 1000, "machine code is longer");
+        assert!(loaded.modules.iter().all(|module| module.0 > 1000), "machine code is longer");
         (start.elapsed(), gpu.nvrtc.get().is_some())
     }
 

@@ -436,20 +436,20 @@ fn shared(model: &DeviceModel, role: Role) -> Option<&Arc<Allocation>> {
 /// The launches of a program as graphs.
 fn record(model: &DeviceModel, program: &Program, code: &Loaded, buffers: &[Arc<Allocation>]) -> Result<Graphs> {
     let mut device = model.gpu.shared.lock();
-    for kernel in &program.kernels {
-        device.prepare(code.module, &kernel.name, kernel.shared)?;
+    for (index, kernel) in program.kernels.iter().enumerate() {
+        device.prepare(code.module(index), &kernel.name, kernel.shared)?;
     }
     let mut graph = |launches: &[Launch]| -> Result<GraphId> {
         device.begin_graph()?;
         let result = launches.iter().try_for_each(|launch| {
-            let kernel = &program.kernels[launch.kernel];
+            let (kernel, module) = (&program.kernels[launch.kernel], code.module(launch.kernel));
             let args = launch.args.iter().map(|arg| match *arg {
                 Arg::Buffer { buffer, offset } => LaunchArg::Address(buffers[buffer].id, offset),
                 Arg::U32(value) => LaunchArg::U32(value),
             });
             let (grid, threads, shared) = (launch.grid, kernel.threads, kernel.shared);
             let args: Vec<LaunchArg> = args.collect();
-            device.launch(code.module, &LaunchSpec { kernel: &kernel.name, grid, threads, shared, args: &args })
+            device.launch(module, &LaunchSpec { kernel: &kernel.name, grid, threads, shared, args: &args })
         });
         let graph = device.end_graph();
         Ok(result.and(graph)?)

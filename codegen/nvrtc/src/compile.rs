@@ -9,6 +9,9 @@ use crate::bindings::{Bindings, COMPILATION, Program, Status};
 use crate::facts::{self, KernelFacts};
 use crate::{Error, VARIABLE, find};
 
+/// Stack of a thread that compiles, as that of a main thread.
+const STACK: usize = 8 << 20;
+
 /// The compiler. One may be used by several threads: NVRTC serialises what has to be.
 pub struct Nvrtc {
     bindings: Bindings,
@@ -134,6 +137,25 @@ impl Nvrtc {
         let ptx = program.text(self.bindings.ptx_size, self.bindings.ptx, "give PTX")?;
         let cubin = program.bytes(self.bindings.cubin_size, self.bindings.cubin, "give machine code")?;
         Ok(Compiled { ptx, cubin, kernels: facts::kernels(&log), warnings })
+    }
+
+    /// Compiles several programs, each in a thread of its own. What becomes of one does not depend on the others.
+    ///
+    /// # Errors
+    /// Those of [`Nvrtc::compile`], of the first program that has one; [`Error::Thread`].
+    pub fn compile_all(&self, sources: &[String], options: &Options) -> Result<Vec<Compiled>, Error> {
+        std::thread::scope(|scope| {
+            let threads = sources.iter().map(|source| {
+                let builder = std::thread::Builder::new().name("nvrtc".to_owned()).stack_size(STACK);
+                builder.spawn_scoped(scope, || self.compile(source, options)).map_err(Error::Thread)
+            });
+            let threads: Vec<_> = threads.collect();
+            let joined = threads.into_iter().map(|thread| match thread?.join() {
+                Ok(compiled) => compiled,
+                Err(panic) => std::panic::resume_unwind(panic),
+            });
+            joined.collect()
+        })
     }
 }
 

@@ -47,6 +47,11 @@ pub enum Error {
         /// What it can compile for.
         supported: Vec<u32>,
     },
+    /// No thread to compile in.
+    #[error(
+        "no thread can be started to compile CUDA source in ({0}): end other programs, or raise the limit of threads"
+    )]
+    Thread(#[source] std::io::Error),
     /// The text has a zero byte.
     #[error("the CUDA source has a zero byte at offset {offset}: it must be text")]
     ZeroByte {

@@ -50,6 +50,23 @@ fn text_becomes_ptx_and_machine_code_with_facts() {
 }
 
 #[test]
+fn programs_compile_side_by_side_as_alone() {
+    let Some(nvrtc) = installed() else { return };
+    let options = Options::new(90);
+    let sources: Vec<String> = (0..5).map(|i| SUM.replace("sum(", &format!("sum_{i}("))).collect();
+    let compiled = nvrtc.compile_all(&sources, &options).unwrap();
+    assert_eq!(compiled.len(), sources.len());
+    for (source, compiled) in sources.iter().zip(compiled) {
+        assert!(compiled == nvrtc.compile(source, &options).unwrap());
+    }
+    assert!(nvrtc.compile_all(&[], &options).unwrap().is_empty());
+
+    let broken = [sources[0].clone(), "first".to_owned(), sources[1].clone(), "second".to_owned()];
+    let error = nvrtc.compile_all(&broken, &options).unwrap_err();
+    assert!(matches!(&error, Error::Rejected { log, .. } if log.contains("first")), "{error}");
+}
+
+#[test]
 fn errors_carry_the_compilers_words() {
     let Some(nvrtc) = installed() else { return };
     let version = nvrtc.version();

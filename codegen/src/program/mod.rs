@@ -1,6 +1,6 @@
 //! All kernels of a model, the memory that they need, and the launches of one token: the contract with whoever runs them.
 //!
-//! A runtime knows nothing of the kernels. It compiles [`Program::source`], allocates [`Program::buffers`], fills those whose
+//! A runtime knows nothing of the kernels. It compiles [`Program::source`] or [`Program::parts`], allocates [`Program::buffers`], fills those whose
 //! [`Role`] says that they hold tensors, and launches [`Program::token`] in order, once per token, each launch after the one in
 //! front of it (captured once as a graph). A prompt is cut into blocks of at most [`PROMPT_TOKENS`](crate::PROMPT_TOKENS) tokens: for each, the
 //! host writes [`Role::Block`] and launches [`Program::prompt`]; after the last, [`Program::end`], if logits are wanted. Nothing in a token waits for the host: the token's id and position, the budget, the
@@ -48,6 +48,9 @@ use builder::Builder;
 use crate::kernel::Kernel;
 use crate::predictor::{Kind, PredictorSpec, WeightFormat};
 use crate::{KernelSpec, Scope, SpecError, ffn, norm, predictor, prelude, qkv, select};
+
+/// Texts that a program is cut into. The prelude, which each has, takes the compiler as long as the smallest kernels.
+const PARTS: usize = 4;
 
 /// Norm of a layer or of the model's end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -245,8 +248,19 @@ impl Program {
 
     /// The whole text, for one call of the compiler.
     pub fn source(&self) -> String {
+        self.text(self.kernels.iter())
+    }
+
+    /// The same kernels as texts of their own, for several calls of the compiler at once: kernel `k` is in part `k % parts.len()`.
+    /// There are as many parts on every machine.
+    pub fn parts(&self) -> Vec<String> {
+        let parts = PARTS.min(self.kernels.len());
+        (0..parts).map(|part| self.text(self.kernels.iter().skip(part).step_by(parts))).collect()
+    }
+
+    fn text<'a>(&self, kernels: impl Iterator<Item = &'a Kernel>) -> String {
         let mut text = format!("// {}\n{}", self.spec.name(), self.prelude);
-        for kernel in &self.kernels {
+        for kernel in kernels {
             text.push('\n');
             text.push_str(&kernel.source);
         }
