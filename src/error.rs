@@ -19,6 +19,12 @@ pub enum Error {
     /// Text, sampling or chat settings are wrong.
     #[error(transparent)]
     Generate(#[from] crate::generate::GenerateError),
+    /// Nothing can be learned as it was asked for.
+    #[error(transparent)]
+    Learn(#[from] crate::learn::LearnError),
+    /// Something cannot be evaluated as it was asked for.
+    #[error(transparent)]
+    Eval(#[from] crate::eval::EvalError),
     /// A device cannot be used, or not for what was asked.
     #[error(transparent)]
     Gpu(#[from] crate::gpu::GpuError),
@@ -146,12 +152,6 @@ pub enum Error {
         /// The option that is missing.
         option: &'static str,
     },
-    /// The oracle was to decode.
-    #[error(
-        "the policy oracle knows what the dense model computes for a token, so it can be evaluated (eval perplexity, eval tasks) \
-         but not decode"
-    )]
-    OracleDecodes,
     /// A plan was to be shown, but of no prompt.
     #[error("a plan is made for a token: give a prompt with --prompt TEXT or --prompt-ids ID,ID,...")]
     PlanNeedsPrompt,
@@ -183,42 +183,6 @@ pub enum Error {
         /// The operating system's reason.
         source: std::io::Error,
     },
-    /// Windows for a perplexity that cannot be scored.
-    #[error("{reason}")]
-    Windows {
-        /// What does not fit, and what would.
-        reason: String,
-    },
-    /// A rule of decision that is not in the list.
-    #[error(
-        "unknown decision {found:?}; expected causal (each token on its own) or sequence (the last token for the whole text)"
-    )]
-    UnknownDecision {
-        /// The name as given.
-        found: String,
-    },
-    /// An importance for the oracle that is not in the list.
-    #[error("unknown importance {found:?}; expected magnitude")]
-    UnknownImportance {
-        /// The name as given.
-        found: String,
-    },
-    /// The last token of a text was to decide for all of it, but the policy looks at no token.
-    #[error(
-        "decision sequence makes one plan of a text from its last token, but the plans of policy {policy} with this budget \
-         depend on no token; use decision causal"
-    )]
-    NothingToDecide {
-        /// The policy.
-        policy: &'static str,
-    },
-    // Sweeps.
-    /// A kind of unit to sweep over that is not in the list.
-    #[error("unknown kind of unit {found:?}; expected heads, neurons or both")]
-    UnknownKinds {
-        /// The name as given.
-        found: String,
-    },
     /// A policy of a sweep that cannot be read.
     #[error("policy {found:?} {reason}")]
     SweepPolicy {
@@ -227,178 +191,16 @@ pub enum Error {
         /// What is wrong with it, and what would be right.
         reason: String,
     },
-    /// Settings of a sweep that do not go together.
-    #[error("{reason}")]
-    SweepSetting {
-        /// What is wrong, and what to do.
-        reason: String,
-    },
-    /// A point of a sweep that cannot be measured.
-    #[error("{point}: {source}")]
-    SweepPoint {
-        /// Policy and budget.
-        point: String,
-        /// Why not.
-        source: Box<Error>,
-    },
-    /// A file of results that cannot be gone on with.
-    #[error(
-        "these are no results of a sweep that this program could go on with: {reason}; remove the file or use another --out"
-    )]
-    SweepFile {
-        /// What is wrong.
-        reason: String,
-    },
-    /// A sweep that was measured otherwise.
-    #[error("this is another sweep: {difference}; measure as it was begun, or use another --out")]
-    OtherSweep {
-        /// What differs.
-        difference: String,
-    },
     /// Decoding was to be timed over weights that are not packed.
     #[error(
         "sparse decoding is timed over packed weights, but this engine has none; use Engine::over or Engine::load_packed"
     )]
     NotPacked,
-    /// The model's logits are no numbers, so nothing can be measured with them.
-    #[error(
-        "the logits of window {window} are not finite: the forward pass broke down; \
-         check the checkpoint for NaN, infinite or wrongly converted weights"
-    )]
-    BadLogits {
-        /// Window of the text, from 0.
-        window: usize,
-    },
-    // Gradients.
-    /// A text too short to have a loss.
-    #[error(
-        "the text has {tokens} token(s), and a loss needs at least 2: one to predict and one before it; use a longer text"
-    )]
-    NothingToPredict {
-        /// Tokens of the text.
-        tokens: usize,
-    },
-    /// A range of scored tokens that the text does not have.
-    #[error(
-        "the loss is of tokens {start}..{end} of a text of {len}; expected a range that is not empty, starts at 1 or later, \
-         because nothing predicts token 0, and ends at {len} at the latest"
-    )]
-    LossRange {
-        /// First token asked for.
-        start: usize,
-        /// One past the last token asked for.
-        end: usize,
-        /// Tokens of the text.
-        len: usize,
-    },
-    /// The loss is no number, so it has no gradient.
-    #[error(
-        "the loss of the text is not finite: the forward pass broke down; \
-         check the checkpoint for NaN, infinite or wrongly converted weights"
-    )]
-    BadLoss,
-    /// A gradient that is no number.
-    #[error(
-        "the gradient of what leaves layer {layer} is not finite: the backward pass broke down; \
-         check the checkpoint for weights that are wrongly converted or far too large"
-    )]
-    BadGradients {
-        /// The layer.
-        layer: usize,
-    },
-    /// A criterion that is not in the list.
-    #[error("unknown criterion {found:?}; known are {known}")]
-    UnknownCriterion {
-        /// The name as given.
-        found: String,
-        /// All names.
-        known: String,
-    },
-    /// A criterion was computed without what it needs.
-    #[error("criterion {criterion} needs the curvature of the text; compute it first (learn::criteria::curvature)")]
-    CurvatureMissing {
-        /// The criterion.
-        criterion: &'static str,
-    },
-    /// A criterion whose scores are no numbers.
-    #[error("criterion {criterion} broke down on this text: {source}; leave it out with --criteria")]
-    BadCriterion {
-        /// The criterion.
-        criterion: &'static str,
-        /// The score that is wrong.
-        source: Box<Error>,
-    },
-    /// The state of another survey of criteria is in the way.
-    #[error(
-        "this is the state of another survey: {difference}; go on with the criteria and texts that it was begun with, or remove \
-         the file to begin anew"
-    )]
-    OtherSurvey {
-        /// What differs.
-        difference: String,
-    },
-    /// A task that is not in the list.
-    #[error("unknown task {found:?}; known are {known}")]
-    UnknownTask {
-        /// The name as given.
-        found: String,
-        /// All names.
-        known: String,
-    },
-    /// A record that is not of its task.
-    #[error("line {line}: {reason}")]
-    TaskRecord {
-        /// Line of the file, from 1.
-        line: usize,
-        /// What is wrong, and what would be right.
-        reason: String,
-    },
-    /// A task file without records.
-    #[error("there are no records in it; a task file has one JSON object per line")]
-    TaskEmpty,
-    /// A choice that cannot be scored.
-    #[error("choice {choice}: {reason}")]
-    TaskPrompt {
-        /// From 1.
-        choice: usize,
-        /// Why not.
-        reason: String,
-    },
-    /// A question that cannot be asked.
-    #[error("question {question}, {source}")]
-    TaskQuestion {
-        /// Among the questions of the file, from 1.
-        question: usize,
-        /// What is wrong with it.
-        source: Box<Error>,
-    },
     /// Examples were asked for, but not said where from.
     #[error("examples for {task} are wanted, but no file of them was given; use --shots-from {task}=FILE")]
     NoShots {
         /// The task.
         task: &'static str,
-    },
-    /// Examples in front of questions were asked for, but there are too few.
-    #[error(
-        "{wanted} examples are wanted in front of every question, but there are records for {found}; \
-         use fewer shots or a longer file"
-    )]
-    TooFewShots {
-        /// Examples for each question.
-        wanted: usize,
-        /// Records to draw from.
-        found: usize,
-    },
-    /// A likelihood that is no number, so nothing can be compared with it.
-    #[error(
-        "the log-likelihood of choice {choice} of question {question} is not finite: the forward pass broke down; \
-         check the checkpoint for NaN, infinite or wrongly converted weights"
-    )]
-    BadLikelihood {
-        /// From 1.
-        question: usize,
-        /// From 1.
-        choice: usize,
     },
     /// The work was interrupted on request.
     #[error("interrupted")]
@@ -590,11 +392,6 @@ pub enum Error {
         "the embedded predictor is a part of the program and cannot be rewritten; name another file with --out FILE"
     )]
     EmbeddedPredictorStays,
-    /// There is nothing to measure a predictor at.
-    #[error(
-        "the kept fractions that were given drop nothing; a predictor is measured where it drops heads or neurons: give fractions under 1"
-    )]
-    NothingDropped,
     /// A predictor whose stations the policy cannot work with.
     #[error("the predictor has stations after layers {found:?}; policy {policy} needs {expected}")]
     PredictorStations {
@@ -663,121 +460,11 @@ pub enum Error {
         /// The layer.
         layer: usize,
     },
-    // Learning.
-    /// A sample that cannot be trained on.
-    #[error(
-        "{what} is {value}; samples must be finite numbers, importances not negative: \
-         check the checkpoint for NaN, infinite or wrongly converted weights"
-    )]
-    BadSample {
-        /// Which value.
-        what: String,
-        /// The value.
-        value: f32,
-    },
-    /// A text or trace that nothing can be learnt from.
-    #[error("{reason}")]
-    TrainingText {
-        /// What does not fit, and what would.
-        reason: String,
-    },
-    /// A setting of a training that means nothing.
-    #[error("{setting} is {found}; expected {expected}")]
-    TrainSetting {
-        /// Its name.
-        setting: &'static str,
-        /// Its value.
-        found: String,
-        /// What it can be.
-        expected: &'static str,
-    },
-    /// A loss or gradient is no number any more.
-    #[error(
-        "the training broke down at step {step}: its loss is no finite number; use a smaller learning rate (--rate)"
-    )]
-    TrainingDiverged {
-        /// The step.
-        step: u64,
-    },
-    /// No predictor is as small as is wanted.
-    #[error(
-        "a predictor with one hidden unit takes about {least} bytes, but the file may have at most {limit}; allow more bytes, or use \
-         fewer stations or a smaller number format"
-    )]
-    PredictorSize {
-        /// Bytes allowed.
-        limit: u64,
-        /// Bytes of the smallest one.
-        least: u64,
-    },
-    /// A size of a predictor file that is neither a number of bytes nor a share.
-    #[error(
-        "unknown size {found:?}; expected bytes, such as 1000000, or a share of the bytes of the model's blocks, such as 3%"
-    )]
-    UnknownSize {
-        /// As given.
-        found: String,
-    },
-    /// A state of another training was to be resumed.
-    #[error(
-        "this is the state of another training: {difference}; resume with the settings and text that it was begun with, \
-         or remove the file to begin anew"
-    )]
-    OtherTraining {
-        /// What differs.
-        difference: String,
-    },
     /// The state of a run that was stopped would be overwritten.
     #[error("{} holds the state of a run that was stopped; go on with --resume, or remove the file to begin anew", path.display())]
     StateExists {
         /// The state.
         path: std::path::PathBuf,
-    },
-    /// A shard that cannot be.
-    #[error("unknown shard {found:?}; expected K/N, machine K of N, such as 1/4")]
-    UnknownShard {
-        /// As given.
-        found: String,
-    },
-    /// A folder without a trace.
-    #[error("{} has no trace files (trace-00000.safetensors and so on); make them with `shadowllm trace`", path.display())]
-    NoTrace {
-        /// The folder.
-        path: std::path::PathBuf,
-    },
-    /// Files of a trace are missing.
-    #[error(
-        "the trace in {} is not complete: of {of} files, {} are not there, the first of them file {}; run `shadowllm trace` again \
-         for the shards that are missing, into this folder",
-        path.display(), missing.len(), missing.first().copied().unwrap_or(*of)
-    )]
-    TraceIncomplete {
-        /// The folder.
-        path: std::path::PathBuf,
-        /// Their numbers.
-        missing: Vec<usize>,
-        /// Files of the whole trace.
-        of: usize,
-    },
-    /// A trace file that is of another trace than its neighbours, or than is being written.
-    #[error("{} belongs to another trace: {reason}; use another folder, or remove the files that do not belong", path.display())]
-    OtherTrace {
-        /// The file.
-        path: std::path::PathBuf,
-        /// What differs.
-        reason: String,
-    },
-    /// A preset that is not in the list.
-    #[error("unknown preset {found:?}; expected shadow, paper or dejavu")]
-    UnknownPreset {
-        /// The name as given.
-        found: String,
-    },
-    /// A loss that is not in the list.
-    #[error("unknown loss {found:?}; expected mse, bce, listwise or pairwise")]
-    UnknownLoss {
-        /// The name as given.
-        found: String,
     },
     /// A scores or predictor file that was made for another model.
     #[error("made for the model {found}, but this model is {expected}; use a file that was made for this model")]

@@ -6,12 +6,13 @@ use clap::{Args, ValueEnum};
 
 use super::console::read_text;
 use super::text::file_name;
+use crate::Result;
 use crate::eval::tasks::{Request, Shots, encode_answer, read_items, task};
 use crate::generate::Engine;
+use crate::learn::LearnError;
 use crate::learn::trace::{Document, Importance, Passage, SampleOptions, Text, TextSource, choose_documents};
 use crate::learn::train::PresetSamples;
 use crate::sparsity::predictor::PredictorInput;
-use crate::{Error, Result};
 
 /// Which text.
 #[derive(Clone, Debug, Args)]
@@ -110,7 +111,7 @@ impl TextArgs {
         if texts.is_empty() {
             let reason =
                 "there is nothing to learn from; give texts with --text FILE or records with --tasks NAME=FILE";
-            return Err(Error::TrainingText { reason: reason.to_owned() });
+            return Err(LearnError::TrainingText { reason: reason.to_owned() }.into());
         }
         let mut encode = |passage: &Passage| match passage {
             Passage::Plain(text) => Ok(Document::from(tokenizer.encode(text, false)?)),
@@ -127,7 +128,7 @@ impl TextArgs {
 
     /// The records of a task as texts: what is asked and the right answer, behind other records.
     fn task(&self, given: &str) -> Result<Text> {
-        let (name, file) = given.split_once('=').ok_or_else(|| Error::TrainingText {
+        let (name, file) = given.split_once('=').ok_or_else(|| LearnError::TrainingText {
             reason: format!("--tasks {given:?} names no file; expected NAME=FILE, such as piqa=piqa_train.jsonl"),
         })?;
         let path = Path::new(file);

@@ -10,6 +10,7 @@
 //! | the same, to look at | [`report`] |
 //! | one continuation | [`log_likelihood`] |
 
+mod error;
 mod likelihood;
 mod markup;
 mod masked;
@@ -20,6 +21,7 @@ pub mod sweep;
 pub mod tasks;
 mod validation;
 
+pub use error::EvalError;
 pub use likelihood::{Likelihood, log_likelihood};
 pub use masked::{
     Chooser, Decision, EachLogits, EachPass, Importance, Job, Masked, MaskedText, Masking, PolicyMaker, PolicySource,

@@ -7,6 +7,7 @@
 use std::ops::{ControlFlow, Range};
 
 use super::masked::{Job, Masked};
+use crate::eval::EvalError;
 use crate::generate::{Engine, SessionOptions};
 use crate::kernels::log_sum_exp;
 use crate::model::{NoProbe, Probe};
@@ -56,7 +57,7 @@ impl Windows {
     /// The windows of `tokens`.
     ///
     /// # Errors
-    /// [`Error::Windows`] if the size is under 2 or over the context, or the text is too short.
+    /// [`EvalError::Windows`] if the size is under 2 or over the context, or the text is too short.
     pub fn cut<'a>(&self, tokens: &'a [u32], context: usize) -> Result<Vec<&'a [u32]>> {
         let Windows { size, count } = *self;
         let complete = tokens.len().checked_div(size).unwrap_or(0);
@@ -76,14 +77,14 @@ impl Windows {
         } else {
             return Ok(tokens.chunks_exact(size).take(count.unwrap_or(complete)).collect());
         };
-        Err(Error::Windows { reason })
+        Err(EvalError::Windows { reason }.into())
     }
 }
 
 /// Scores `tokens` window by window. `progress(windows done, result so far)` is called after each and may stop the work.
 ///
 /// # Errors
-/// [`Error::Windows`] if the text cannot be cut so, [`Error::TokenOutOfRange`], [`Error::BadLogits`],
+/// [`EvalError::Windows`] if the text cannot be cut so, [`Error::TokenOutOfRange`], [`EvalError::BadLogits`],
 /// [`Error::Interrupted`].
 pub fn perplexity(
     engine: &Engine,
@@ -185,7 +186,7 @@ fn over_texts(
             ControlFlow::Continue(())
         })?;
         if !nll.is_finite() {
-            return Err(Error::BadLogits { window: number });
+            return Err(EvalError::BadLogits { window: number }.into());
         }
         done.push(WindowNll { nll, tokens: window.len() - 1 });
         let so_far = Perplexity::of(done.clone());

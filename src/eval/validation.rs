@@ -9,6 +9,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use super::{Chooser, Masked, Masking, Perplexity, perplexity_of_texts};
+use crate::eval::EvalError;
 use crate::generate::Engine;
 use crate::sparsity::predictor::{Validation, Wanted};
 use crate::sparsity::{Budget, Dense, Predictor, Scope, Shadow};
@@ -33,7 +34,7 @@ pub struct ValidationProgress {
 /// the texts are. `progress` may stop the work.
 ///
 /// # Errors
-/// [`Error::NothingDropped`] without a fraction under 1, [`Error::BudgetFraction`] for one that is none; [`Error::NoTokens`]
+/// [`EvalError::NothingDropped`] without a fraction under 1, [`Error::BudgetFraction`] for one that is none; [`Error::NoTokens`]
 /// without texts; those of [`perplexity_of_texts`].
 pub fn validate_predictor(
     engine: &Engine,
@@ -100,7 +101,7 @@ fn budgets(predictor: &Predictor, kept: &[f32]) -> Result<Vec<Budget>> {
             budgets.push(budget);
         }
     }
-    if budgets.is_empty() { Err(Error::NothingDropped) } else { Ok(budgets) }
+    if budgets.is_empty() { Err(EvalError::NothingDropped.into()) } else { Ok(budgets) }
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@
 pub mod backward;
 mod compact;
 pub mod criteria;
+mod error;
 mod samples;
 pub mod survey;
 pub mod trace;
@@ -27,4 +28,5 @@ pub use backward::{
     observe,
 };
 pub use criteria::{Criterion, Form, UnitKind, sequence_scores};
+pub use error::LearnError;
 pub use samples::{SampleBatch, SampleInfo, SampleSource, Split};

@@ -8,9 +8,10 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::Result;
+use crate::learn::LearnError;
 use crate::sparsity::predictor::PredictorInput;
 use crate::sparsity::{ModelIdentity, Units};
-use crate::{Error, Result};
 
 /// What all samples of a source have in common.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -81,24 +82,26 @@ impl SampleBatch {
     /// Checks that every value can be trained on.
     ///
     /// # Errors
-    /// [`Error::BadSample`] names the first input that is not finite or importance that is negative or not finite.
+    /// [`LearnError::BadSample`] names the first input that is not finite or importance that is negative or not finite.
     pub fn validate(&self, info: &SampleInfo) -> Result<()> {
         for (station, x) in self.inputs.iter().enumerate() {
             if let Some(at) = position(x, |v| !v.is_finite()) {
-                return Err(Error::BadSample {
+                return Err(LearnError::BadSample {
                     what: format!("input {} after layer {}", at % info.inputs.max(1), info.stations[station]),
                     value: x[at],
-                });
+                }
+                .into());
             }
         }
         for (unit, width, values) in [("head", info.heads, &self.heads), ("neuron", info.neurons, &self.neurons)] {
             // NaN is caught by the comparison, too.
             if let Some(at) = position(values, |v| !(0.0..f32::INFINITY).contains(&v)) {
                 let (layer, index) = (at / width % (info.layers - 1) + 1, at % width);
-                return Err(Error::BadSample {
+                return Err(LearnError::BadSample {
                     what: format!("the importance of {unit} {index} of layer {layer}"),
                     value: values[at],
-                });
+                }
+                .into());
             }
         }
         Ok(())
@@ -123,7 +126,7 @@ pub trait SampleSource {
     /// batch, at the end.
     ///
     /// # Errors
-    /// Whatever keeps the source from going on; [`Error::BadSample`] for values that are no numbers.
+    /// Whatever keeps the source from going on; [`LearnError::BadSample`] for values that are no numbers.
     fn next(&mut self, wanted: &dyn Fn(u32) -> bool, batch: &mut SampleBatch) -> Result<bool>;
 
     /// The place of the next sample.

@@ -26,6 +26,7 @@ use std::sync::Arc;
 pub use run::{EachLogits, EachPass, Job, Masked, MaskedText};
 pub use source::PolicySource;
 
+use crate::eval::EvalError;
 use crate::sparsity::{Budget, GateSkip, Policy};
 use crate::{Error, Result};
 
@@ -64,7 +65,7 @@ impl FromStr for Decision {
         [Decision::Causal, Decision::Sequence]
             .into_iter()
             .find(|decision| decision.name() == name)
-            .ok_or_else(|| Error::UnknownDecision { found: name.to_owned() })
+            .ok_or_else(|| EvalError::UnknownDecision { found: name.to_owned() }.into())
     }
 }
 
@@ -100,7 +101,7 @@ impl FromStr for Importance {
         [Importance::Magnitude]
             .into_iter()
             .find(|importance| importance.name() == name)
-            .ok_or_else(|| Error::UnknownImportance { found: name.to_owned() })
+            .ok_or_else(|| EvalError::UnknownImportance { found: name.to_owned() }.into())
     }
 }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::oracle::{Magnitudes, Recorded, TextScores, column_norms};
 use super::probe::{MaskProbe, Span};
 use super::{Chooser, Decision, Importance, Masking};
+use crate::eval::EvalError;
 use crate::generate::Engine;
 use crate::kernels::Cpu;
 use crate::model::{KvCache, NoProbe, Segment, Workspace};
@@ -122,7 +123,7 @@ impl Masked {
     ///
     /// # Errors
     /// Those of the policy; [`Error::NotGated`] or [`Error::GateShape`] if the gate thresholds are of another model;
-    /// [`Error::NothingToDecide`] if one token is to decide for all but nothing depends on a token.
+    /// [`EvalError::NothingToDecide`] if one token is to decide for all but nothing depends on a token.
     pub fn new(engine: &Engine, chooser: Chooser, masking: Masking) -> Result<Self> {
         let (cpu, model) = (engine.cpu(), engine.model());
         let units = Units::from(engine.config());
@@ -138,7 +139,7 @@ impl Masked {
             }
         };
         if decision == Decision::Sequence && !decides {
-            return Err(Error::NothingToDecide { policy: name });
+            return Err(EvalError::NothingToDecide { policy: name }.into());
         }
         let norms = match chooser {
             Chooser::Oracle { importance: Importance::Magnitude, .. } => cpu.install(|| column_norms(cpu, model)),

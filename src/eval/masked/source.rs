@@ -5,8 +5,9 @@ use std::sync::Arc;
 use shadowllm_weights::ModelConfig;
 
 use super::{Chooser, Importance, PolicyMaker};
+use crate::Result;
+use crate::eval::EvalError;
 use crate::sparsity::{Budget, DejaVu, Dense, Fixed, Policy, Predictor, Random, Scores, Shadow};
-use crate::{Error, Result};
 
 /// Who chooses, and by what.
 #[derive(Clone, Debug)]
@@ -57,7 +58,7 @@ impl PolicySource {
     /// What makes policies with this budget, for decoding too.
     ///
     /// # Errors
-    /// [`Error::BudgetFraction`]; [`Error::OracleDecodes`]; those of [`Fixed::new`]. What a policy has against the budget it says
+    /// [`crate::Error::BudgetFraction`]; [`EvalError::OracleDecodes`]; those of [`Fixed::new`]. What a policy has against the budget it says
     /// when it is made.
     pub fn maker(&self, budget: Budget, config: &ModelConfig) -> Result<PolicyMaker> {
         budget.validate()?;
@@ -79,7 +80,7 @@ impl PolicySource {
                 let predictor = Arc::clone(predictor);
                 Box::new(move |_| Ok(Box::new(DejaVu::new(Arc::clone(&predictor), budget)?)))
             }
-            PolicySource::Oracle(_) => return Err(Error::OracleDecodes),
+            PolicySource::Oracle(_) => return Err(EvalError::OracleDecodes.into()),
         })
     }
 

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::eval::Decision;
+use crate::eval::EvalError;
 use crate::sparsity::{ModelIdentity, Scope, digest};
 use crate::{Error, Result};
 
@@ -83,7 +84,8 @@ impl Conditions {
             // As text, because f32 is widened in a value that was never text.
             serde_json::from_str(&serde_json::to_string(conditions)?)
         };
-        let fields = |conditions| fields(conditions).map_err(|error| Error::SweepFile { reason: error.to_string() });
+        let fields =
+            |conditions| fields(conditions).map_err(|error| EvalError::SweepFile { reason: error.to_string() });
         let (was, is) = (fields(self)?, fields(other)?);
         // Where the model lies does not matter, only which it is.
         let different = was.iter().filter(|(key, value)| *key != "model" && is.get(*key) != Some(value));

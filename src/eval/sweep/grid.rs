@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::conditions::FileRecord;
 use super::results::{PolicyRecord, PredictorRecord};
+use crate::eval::EvalError;
 use crate::eval::PolicySource;
 use crate::sparsity::{Budget, Scope};
 use crate::{Error, Result};
@@ -64,7 +65,7 @@ impl FromStr for Kinds {
         Kinds::ALL
             .into_iter()
             .find(|kinds| kinds.name() == name)
-            .ok_or_else(|| Error::UnknownKinds { found: name.to_owned() })
+            .ok_or_else(|| EvalError::UnknownKinds { found: name.to_owned() }.into())
     }
 }
 
@@ -121,15 +122,17 @@ pub(super) fn check_labels(policies: &[SweepPolicy]) -> Result<()> {
     for policy in policies {
         let label = &policy.label;
         if label == "dense" {
-            return Err(Error::SweepSetting {
+            return Err(EvalError::SweepSetting {
                 reason: "a policy is called dense, which is the model that all are compared with; give it another name"
                     .to_owned(),
-            });
+            }
+            .into());
         }
         if !seen.insert(label) {
-            return Err(Error::SweepSetting {
+            return Err(EvalError::SweepSetting {
                 reason: format!("two policies are called {label}; give them names, such as {label}2:shadow=FILE"),
-            });
+            }
+            .into());
         }
     }
     Ok(())

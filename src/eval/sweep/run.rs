@@ -10,6 +10,7 @@ use super::results::{PolicyRecord, Quality, SweepResults, TaskAccuracy, rounded}
 use super::speed::speed;
 use super::store::Store;
 use super::truth::Truth;
+use crate::eval::EvalError;
 use crate::eval::tasks::{Prepared, TaskResult, likelihoods};
 use crate::eval::{Chooser, Decision, Masked, Masking, PolicySource, Windows, perplexity, perplexity_observed};
 use crate::generate::Engine;
@@ -85,10 +86,11 @@ impl Sweep<'_> {
     /// Checks that all of it can be measured, so that no mistake shows after hours. `timed`: decoding will be timed, too.
     ///
     /// # Errors
-    /// [`Error::SweepSetting`], [`Error::BudgetFraction`], [`Error::Windows`], those of the policies and of [`Masked::new`], the
+    /// [`EvalError::SweepSetting`], [`Error::BudgetFraction`], [`EvalError::Windows`], those of the policies and of [`Masked::new`], the
     /// first that there is.
     pub fn check(&self, timed: bool) -> Result<()> {
-        let nothing = |what: &str| Err(Error::SweepSetting { reason: format!("nothing to sweep over: {what}") });
+        let nothing =
+            |what: &str| Err(EvalError::SweepSetting { reason: format!("nothing to sweep over: {what}") }.into());
         check_labels(self.policies)?;
         if self.policies.is_empty() {
             return nothing("no policy is given");
@@ -100,15 +102,15 @@ impl Sweep<'_> {
         if timed && self.masking.decision == Decision::Sequence {
             let reason = "with decision sequence the last token chooses the units of those before it, so there is no \
                           decoding to time; leave out --speed, or use decision causal";
-            return Err(Error::SweepSetting { reason: reason.to_owned() });
+            return Err(EvalError::SweepSetting { reason: reason.to_owned() }.into());
         }
         if timed && size < 4 {
             let reason = format!("the windows have {size} tokens, too few to time decoding; use at least 4");
-            return Err(Error::SweepSetting { reason });
+            return Err(EvalError::SweepSetting { reason }.into());
         }
         let named = |place: &Place, error: Error| {
             let what = self.what(Step::Text(*place));
-            Error::SweepPoint { point: what, source: Box::new(error) }
+            Error::from(EvalError::SweepPoint { point: what, source: Box::new(error) })
         };
         for place in self.places() {
             // This says all that there is to say.

@@ -9,6 +9,7 @@ use shadowllm_weights::write_atomic;
 
 use super::conditions::{Conditions, TaskRecord};
 use super::results::{DenseResult, PolicyRecord, SweepResults};
+use crate::eval::EvalError;
 use crate::sparsity::Units;
 use crate::{Error, Result};
 
@@ -26,8 +27,8 @@ impl Store {
     /// The sweep in a folder, which is made if need be, or a new one, with tasks and policies beside those that it has.
     ///
     /// # Errors
-    /// [`Error::Io`]; [`Error::InFile`] around [`Error::SweepFile`] for a file that is none of ours or damaged, and around
-    /// [`Error::OtherSweep`] if it was measured under other conditions, or if a policy or task of this name was another one.
+    /// [`Error::Io`]; [`Error::InFile`] around [`EvalError::SweepFile`] for a file that is none of ours or damaged, and around
+    /// [`EvalError::OtherSweep`] if it was measured under other conditions, or if a policy or task of this name was another one.
     pub fn open(
         directory: &Path,
         conditions: Conditions,
@@ -55,7 +56,7 @@ impl Store {
         };
         let other = |what: &str, name: &str| {
             let difference = format!("{what} {name} is not the one of this name that was measured there");
-            Error::OtherSweep { difference }.in_file(&path)
+            Error::from(EvalError::OtherSweep { difference }).in_file(&path)
         };
         for task in tasks {
             match results.tasks.iter().find(|known| known.task == task.task) {
@@ -90,7 +91,7 @@ impl Store {
 
     fn save(&mut self) -> Result<()> {
         let mut json =
-            serde_json::to_string(&self.results).map_err(|error| Error::SweepFile { reason: error.to_string() })?;
+            serde_json::to_string(&self.results).map_err(|error| EvalError::SweepFile { reason: error.to_string() })?;
         json.push('\n');
         Ok(write_atomic(&self.path, json.as_bytes())?)
     }
@@ -103,17 +104,20 @@ fn is_same(known: &PolicyRecord, policy: &PolicyRecord) -> bool {
 }
 
 fn read(bytes: &[u8], conditions: &Conditions) -> Result<SweepResults> {
-    let broken = |error: serde_json::Error| Error::SweepFile { reason: error.to_string() };
+    let broken = |error: serde_json::Error| EvalError::SweepFile { reason: error.to_string() };
     let value: serde_json::Value = serde_json::from_slice(bytes).map_err(broken)?;
     let version = value.get("version").and_then(serde_json::Value::as_u64);
     if version != Some(u64::from(VERSION)) {
         let found = version.map_or_else(|| "no version".to_owned(), |version| format!("version {version}"));
-        return Err(Error::SweepFile { reason: format!("it has {found}, and this program writes version {VERSION}") });
+        return Err(EvalError::SweepFile {
+            reason: format!("it has {found}, and this program writes version {VERSION}"),
+        }
+        .into());
     }
     // From the text, so that fractions are read as they were written.
     let results: SweepResults = serde_json::from_slice(bytes).map_err(broken)?;
     match results.conditions.difference(conditions)? {
-        Some(difference) => Err(Error::OtherSweep { difference }),
+        Some(difference) => Err(EvalError::OtherSweep { difference }.into()),
         None => Ok(results),
     }
 }

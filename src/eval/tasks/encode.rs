@@ -3,21 +3,23 @@
 use shadowllm_weights::ModelConfig;
 
 use super::{Item, Request};
+use crate::Result;
+use crate::eval::EvalError;
 use crate::generate::Tokenizer;
-use crate::{Error, Result};
 
 /// What is scored for the choices of an item, behind the examples in `shots`; no special tokens are added. Texts that are longer
 /// than the model's context lose their beginning.
 ///
 /// # Errors
-/// [`Error::Generate`] if a text has no tokens; [`Error::TaskPrompt`] if nothing of a choice is left to score, or it is too long.
+/// [`crate::Error::Generate`] if a text has no tokens; [`EvalError::TaskPrompt`] if nothing of a choice is left to score, or it is too long.
 pub fn encode(tokenizer: &Tokenizer, config: &ModelConfig, item: &Item, shots: &str) -> Result<Vec<Request>> {
     item.requests(shots)
         .iter()
         .enumerate()
         .map(|(choice, (context, continuation))| {
             let request = pair(tokenizer, config, context, continuation)?;
-            shortened(request, config.max_positions).map_err(|reason| Error::TaskPrompt { choice: choice + 1, reason })
+            shortened(request, config.max_positions)
+                .map_err(|reason| EvalError::TaskPrompt { choice: choice + 1, reason }.into())
         })
         .collect()
 }
@@ -25,10 +27,10 @@ pub fn encode(tokenizer: &Tokenizer, config: &ModelConfig, item: &Item, shots: &
 /// A context and the answer that continues it, whatever the model's context; no special tokens are added.
 ///
 /// # Errors
-/// [`Error::Generate`] if a text has no tokens; [`Error::TaskPrompt`] if nothing of the answer is left to score.
+/// [`crate::Error::Generate`] if a text has no tokens; [`EvalError::TaskPrompt`] if nothing of the answer is left to score.
 pub fn encode_answer(tokenizer: &Tokenizer, config: &ModelConfig, context: &str, answer: &str) -> Result<Request> {
     let request = pair(tokenizer, config, context, answer)?;
-    shortened(request, usize::MAX - 1).map_err(|reason| Error::TaskPrompt { choice: 1, reason })
+    shortened(request, usize::MAX - 1).map_err(|reason| EvalError::TaskPrompt { choice: 1, reason }.into())
 }
 
 /// Spaces at the end of the context count to the continuation, and both are tokenised together: where the context's tokens end,
@@ -119,7 +121,7 @@ mod tests {
         let short = requests("Once upon a time there was a king", &["and a queen"], Some(6)).unwrap().remove(0);
         assert_eq!(short.tokens, whole.tokens[whole.tokens.len() - 7..]);
         assert_eq!(short.tokens.len() - short.context, whole.tokens.len() - whole.context);
-        let message = |error: Error| error.to_string();
+        let message = |error: crate::Error| error.to_string();
         assert_eq!(
             message(requests("A king", &["and", "and a queen and a king"], Some(2)).unwrap_err()),
             "choice 2: it has 7 tokens, but the model has 2 positions"

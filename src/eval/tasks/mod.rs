@@ -35,7 +35,8 @@ pub use result::{Answer, TaskResult};
 pub use score::{Request, likelihoods};
 pub use shots::Shots;
 
-use crate::{Error, Result};
+use crate::Result;
+use crate::eval::EvalError;
 
 /// How the records of a data set become questions.
 pub trait TaskFormat: Sync {
@@ -51,7 +52,7 @@ pub trait TaskFormat: Sync {
     /// The question of a record.
     ///
     /// # Errors
-    /// [`Error::TaskRecord`] if the record is not of this data set.
+    /// [`EvalError::TaskRecord`] if the record is not of this data set.
     fn item(&self, record: &Record<'_>) -> Result<Item>;
 }
 
@@ -75,12 +76,11 @@ pub const TASKS: [&dyn TaskFormat; 7] = [
 /// The task of a name.
 ///
 /// # Errors
-/// [`Error::UnknownTask`].
+/// [`EvalError::UnknownTask`].
 pub fn task(name: &str) -> Result<&'static dyn TaskFormat> {
-    TASKS
-        .into_iter()
-        .find(|task| task.name() == name)
-        .ok_or_else(|| Error::UnknownTask { found: name.to_owned(), known: TASKS.map(TaskFormat::name).join(", ") })
+    TASKS.into_iter().find(|task| task.name() == name).ok_or_else(|| {
+        EvalError::UnknownTask { found: name.to_owned(), known: TASKS.map(TaskFormat::name).join(", ") }.into()
+    })
 }
 
 #[cfg(test)]

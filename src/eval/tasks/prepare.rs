@@ -18,7 +18,7 @@ impl Prepared {
     /// The first `limit` questions of a file, each behind examples that are drawn from `shots`.
     ///
     /// # Errors
-    /// As [`super::read_items`]; [`crate::Error::NoTokenizer`]; [`crate::Error::InFile`] around [`crate::Error::TaskQuestion`] for a question that cannot be
+    /// As [`super::read_items`]; [`crate::Error::NoTokenizer`]; [`crate::Error::InFile`] around [`crate::eval::EvalError::TaskQuestion`] for a question that cannot be
     /// asked.
     pub fn read(
         engine: &crate::Engine,
@@ -29,12 +29,14 @@ impl Prepared {
     ) -> crate::Result<Prepared> {
         use super::{encode, read_items};
         use crate::Error;
+        use crate::eval::EvalError;
 
         let items = read_items(path, task, limit)?;
         let (tokenizer, config) = (engine.tokenizer()?, engine.config());
         let question = |(index, item)| {
-            encode(tokenizer, config, item, &shots.draw())
-                .map_err(|error| Error::TaskQuestion { question: index + 1, source: Box::new(error) }.in_file(path))
+            encode(tokenizer, config, item, &shots.draw()).map_err(|error| {
+                Error::from(EvalError::TaskQuestion { question: index + 1, source: Box::new(error) }).in_file(path)
+            })
         };
         let questions = items.iter().enumerate().map(question).collect::<Result<_, Error>>()?;
         Ok(Prepared { task, items, questions })

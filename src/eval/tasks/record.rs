@@ -6,6 +6,7 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use super::{Item, TaskFormat};
+use crate::eval::EvalError;
 use crate::generate::shorten;
 use crate::{Error, Result};
 
@@ -22,9 +23,9 @@ impl<'a> Record<'a> {
     /// A record of `task`; `line` is for messages.
     ///
     /// # Errors
-    /// [`Error::TaskRecord`] if the text is no JSON object.
+    /// [`EvalError::TaskRecord`] if the text is no JSON object.
     pub fn parse(text: &str, line: usize, task: &'a dyn TaskFormat) -> Result<Self> {
-        let fail = |reason: String| Err(Error::TaskRecord { line, reason });
+        let fail = |reason: String| Err(EvalError::TaskRecord { line, reason }.into());
         match serde_json::from_str(text) {
             Ok(Value::Object(columns)) => Ok(Record { task, line, columns }),
             Ok(_) => fail("this is no JSON object; a task file has one object per line".to_owned()),
@@ -40,7 +41,7 @@ impl<'a> Record<'a> {
     /// A text.
     ///
     /// # Errors
-    /// [`Error::TaskRecord`], here and below, if the column is missing or something else.
+    /// [`EvalError::TaskRecord`], here and below, if the column is missing or something else.
     pub fn text(&self, column: &str) -> Result<&str> {
         let value = self.column(column)?;
         value.as_str().ok_or_else(|| self.wrong(column, value, "a text"))
@@ -101,7 +102,7 @@ impl<'a> Record<'a> {
     }
 
     fn error(&self, reason: String) -> Error {
-        Error::TaskRecord { line: self.line, reason }
+        EvalError::TaskRecord { line: self.line, reason }.into()
     }
 
     /// A column's value.
@@ -128,7 +129,7 @@ fn texts(value: &Value) -> Option<Vec<String>> {
 /// The questions of a file, the first `limit` of them. Empty lines are skipped.
 ///
 /// # Errors
-/// [`Error::Io`]; [`Error::InFile`] around [`Error::TaskRecord`], which names the line, or [`Error::TaskEmpty`].
+/// [`Error::Io`]; [`Error::InFile`] around [`EvalError::TaskRecord`], which names the line, or [`EvalError::TaskEmpty`].
 pub fn read_items(path: &Path, task: &dyn TaskFormat, limit: Option<usize>) -> Result<Vec<Item>> {
     let io = |source| Error::Io { action: "read", path: path.to_owned(), source };
     let file = std::fs::File::open(path).map_err(io)?;
@@ -144,7 +145,7 @@ pub fn read_items(path: &Path, task: &dyn TaskFormat, limit: Option<usize>) -> R
         }
     }
     match items.is_empty() {
-        true => Err(Error::TaskEmpty.in_file(path)),
+        true => Err(Error::from(EvalError::TaskEmpty).in_file(path)),
         false => Ok(items),
     }
 }

@@ -5,6 +5,7 @@
 
 use std::ops::ControlFlow;
 
+use crate::eval::EvalError;
 use crate::eval::Likelihood;
 use crate::eval::masked::{Decision, Job, Masked, MaskedText};
 use crate::kernels::{argmax, log_sum_exp};
@@ -27,7 +28,7 @@ const BATCH_BYTES: usize = 1 << 30;
 ///
 /// # Errors
 /// [`Error::NoTokens`] for a request without context or continuation, [`Error::TokenOutOfRange`], [`Error::ContextFull`], those of the policy,
-/// [`Error::BadLikelihood`], [`Error::Interrupted`].
+/// [`EvalError::BadLikelihood`], [`Error::Interrupted`].
 pub fn likelihoods(
     masked: &mut Masked,
     questions: &[Vec<Request>],
@@ -58,7 +59,7 @@ pub fn likelihoods(
         number += batch.iter().map(|question| question.len() as u64).sum::<u64>();
         for (question, found) in (results.len() + 1..).zip(&found) {
             if let Some(choice) = found.iter().position(|found| !found.log_likelihood.is_finite()) {
-                return Err(Error::BadLikelihood { question, choice: choice + 1 });
+                return Err(EvalError::BadLikelihood { question, choice: choice + 1 }.into());
             }
         }
         results.extend(found);

@@ -4,7 +4,8 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
 use super::Item;
-use crate::{Error, Result};
+use crate::Result;
+use crate::eval::EvalError;
 
 /// Draws examples, others for every question.
 #[derive(Clone, Debug)]
@@ -24,10 +25,10 @@ impl Shots {
     /// `count` examples among `items`, which should be of another split than the questions.
     ///
     /// # Errors
-    /// [`Error::TooFewShots`] if there are fewer.
+    /// [`EvalError::TooFewShots`] if there are fewer.
     pub fn new(items: &[Item], count: usize, seed: u64) -> Result<Self> {
         if items.len() < count {
-            return Err(Error::TooFewShots { wanted: count, found: items.len() });
+            return Err(EvalError::TooFewShots { wanted: count, found: items.len() }.into());
         }
         let examples = items.iter().map(Item::example).collect();
         Ok(Shots { examples, count, rng: ChaCha8Rng::seed_from_u64(seed) })

@@ -3,10 +3,11 @@
 use std::ops::Range;
 
 use super::BackwardWorkspace;
+use crate::Result;
 use crate::kernels::{Cpu, cross_entropy_backward, linear_transposed};
+use crate::learn::LearnError;
 use crate::model::Model;
 use crate::model::sized;
-use crate::{Error, Result};
 
 /// Rows of logits that exist at a time: enough that the LM head's weights, read once per block, are used as often as the blocked
 /// product can use them.
@@ -72,15 +73,15 @@ impl Loss {
     /// The scored places in a text of `len` tokens.
     ///
     /// # Errors
-    /// [`Error::NothingToPredict`], [`Error::LossRange`].
+    /// [`LearnError::NothingToPredict`], [`LearnError::LossRange`].
     pub fn range(&self, len: usize) -> Result<Range<usize>> {
         if len < 2 {
-            return Err(Error::NothingToPredict { tokens: len });
+            return Err(LearnError::NothingToPredict { tokens: len }.into());
         }
         match &self.tokens {
             None => Ok(1..len),
             Some(range) if range.start >= 1 && range.start < range.end && range.end <= len => Ok(range.clone()),
-            Some(range) => Err(Error::LossRange { start: range.start, end: range.end, len }),
+            Some(range) => Err(LearnError::LossRange { start: range.start, end: range.end, len }.into()),
         }
     }
 
@@ -122,7 +123,7 @@ impl Loss {
             }
         }
         if !sum.is_finite() {
-            return Err(Error::BadLoss);
+            return Err(LearnError::BadLoss.into());
         }
         Ok(LossValue { sum, tokens: range.len(), reduction: self.reduction })
     }

@@ -2,9 +2,10 @@
 
 use super::workspace::BackwardWorkspace;
 use super::{LayerVisitor, Loss, LossValue};
+use crate::Result;
 use crate::kernels::Cpu;
+use crate::learn::LearnError;
 use crate::model::{Model, Probe, Rows, Segment, sized};
-use crate::{Error, Result};
 
 /// A factor on the context of every head and on every inner, in all tokens: where they differ from 1, gradients are those of the
 /// model that computes with the scaled values.
@@ -26,8 +27,8 @@ impl UnitFactors {
 /// Runs a text through the model and its loss back, and shows `visitor` every layer with its gradients, the last one first.
 ///
 /// # Errors
-/// [`Error::NothingToPredict`], [`Error::LossRange`], [`Error::TokenOutOfRange`], [`Error::ContextFull`] before anything is done;
-/// [`Error::BadLoss`], [`Error::BadGradients`] if the numbers break down; what `visitor` returns.
+/// [`LearnError::NothingToPredict`], [`LearnError::LossRange`], [`crate::Error::TokenOutOfRange`], [`crate::Error::ContextFull`] before anything is done;
+/// [`LearnError::BadLoss`], [`LearnError::BadGradients`] if the numbers break down; what `visitor` returns.
 pub fn backward(
     cpu: &Cpu,
     model: &Model,
@@ -127,7 +128,7 @@ impl Pass<'_> {
     ) -> Result<()> {
         // Broken values of one layer break those of all layers below it: they are found before they are used.
         if work.layer.gradient[..tokens * self.model.config.hidden].iter().any(|v| !v.is_finite()) {
-            return Err(Error::BadGradients { layer });
+            return Err(LearnError::BadGradients { layer }.into());
         }
         match work.parts() {
             Some(parts) => self.through_layer(layer, tokens, parts, visitor),

@@ -7,7 +7,8 @@
 //! `H g`: the original removes those.
 
 use super::{Criterion, Form, LayerInput, UnitKind};
-use crate::{Error, Result};
+use crate::Result;
+use crate::learn::LearnError;
 
 /// See the head of this file.
 pub(super) struct Grasp;
@@ -26,7 +27,7 @@ impl Criterion for Grasp {
     }
 
     fn score(&self, input: &LayerInput<'_>, kind: UnitKind, _: Form, out: &mut [f32]) -> Result<()> {
-        let curvature = input.curvature.ok_or(Error::CurvatureMissing { criterion: self.name() })?;
+        let curvature = input.curvature.ok_or(LearnError::CurvatureMissing { criterion: self.name() })?;
         let values = match kind {
             UnitKind::Heads => &curvature.heads,
             UnitKind::Neurons => &curvature.neurons,

@@ -57,6 +57,7 @@ pub use score::sequence_scores;
 
 use super::LayerRecord;
 use crate::kernels::Cpu;
+use crate::learn::LearnError;
 use crate::model::Model;
 use crate::{Error, Result};
 
@@ -111,7 +112,7 @@ pub trait Criterion: Send + Sync {
     /// [has](Criterion::has). Nothing predicts from the last token of a text, so where gradients count its importance is 0.
     ///
     /// # Errors
-    /// [`Error::CurvatureMissing`] if it needs one and there is none.
+    /// [`LearnError::CurvatureMissing`] if it needs one and there is none.
     fn score(&self, input: &LayerInput<'_>, kind: UnitKind, form: Form, out: &mut [f32]) -> Result<()>;
 }
 
@@ -125,9 +126,12 @@ impl FromStr for &'static dyn Criterion {
     type Err = Error;
 
     fn from_str(name: &str) -> Result<Self> {
-        ALL.into_iter().find(|criterion| criterion.name() == name).ok_or_else(|| Error::UnknownCriterion {
-            found: name.to_owned(),
-            known: ALL.map(|criterion| criterion.name()).join(", "),
+        ALL.into_iter().find(|criterion| criterion.name() == name).ok_or_else(|| {
+            LearnError::UnknownCriterion {
+                found: name.to_owned(),
+                known: ALL.map(|criterion| criterion.name()).join(", "),
+            }
+            .into()
         })
     }
 }

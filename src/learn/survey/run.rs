@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::state::{Description, State};
 use crate::kernels::Cpu;
+use crate::learn::LearnError;
 use crate::learn::samples::mix;
 use crate::learn::trace::Document;
 use crate::learn::{BackwardWorkspace, Criterion, Form, UnitKind, sequence_scores};
@@ -62,8 +63,8 @@ const STATE_SHARE: u32 = 10;
 /// `progress(tokens done, of all)` may stop the work.
 ///
 /// # Errors
-/// [`Error::TrainingText`] if there is nothing to read or a window does not fit; [`Error::TokenOutOfRange`]; [`Error::OtherSurvey`]
-/// if the state is of other texts or criteria; [`Error::BadCriterion`], [`Error::BadLoss`], [`Error::BadGradients`] if the numbers
+/// [`LearnError::TrainingText`] if there is nothing to read or a window does not fit; [`Error::TokenOutOfRange`]; [`LearnError::OtherSurvey`]
+/// if the state is of other texts or criteria; [`LearnError::BadCriterion`], [`LearnError::BadLoss`], [`LearnError::BadGradients`] if the numbers
 /// break down; [`Error::Weights`] if the state cannot be written; [`Error::Interrupted`].
 pub fn survey(
     cpu: &Cpu,
@@ -100,7 +101,7 @@ pub fn survey(
         let (tokens, loss) = (&document.tokens[piece.clone()], document.loss(piece));
         let (loss, scores) = sequence_scores(cpu, model, tokens, &loss, &options.criteria, &mut work)?;
         for (criterion, scores) in options.criteria.iter().zip(&scores) {
-            let broken = |source| Error::BadCriterion { criterion: criterion.name(), source: Box::new(source) };
+            let broken = |source| LearnError::BadCriterion { criterion: criterion.name(), source: Box::new(source) };
             scores.validate(units).map_err(broken)?;
         }
         sums.add(document.text, tokens.len(), &loss, &scores);
@@ -154,7 +155,7 @@ fn pieces(model: &Model, documents: &[Document], options: &SurveyOptions) -> Res
     } else {
         return Ok(pieces);
     };
-    Err(Error::TrainingText { reason })
+    Err(LearnError::TrainingText { reason }.into())
 }
 
 /// A hash of all that is read.

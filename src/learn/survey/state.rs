@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use shadowllm_weights::write_atomic;
 
 use super::run::{SurveyOptions, SurveyedText};
+use crate::learn::LearnError;
 use crate::learn::{LossValue, UnitKind};
 use crate::sparsity::file::File;
 use crate::sparsity::{ModelIdentity, Scores, Units};
@@ -170,7 +171,7 @@ impl State {
     /// Reads the state of a survey.
     ///
     /// # Errors
-    /// [`Error::Io`]; [`Error::InFile`] with what is wrong: another model, text or criterion ([`Error::OtherSurvey`]), a broken
+    /// [`Error::Io`]; [`Error::InFile`] with what is wrong: another model, text or criterion ([`LearnError::OtherSurvey`]), a broken
     /// file.
     pub(super) fn read(path: &Path, of: &Description) -> Result<Self> {
         let file = File::read(path)?;
@@ -187,7 +188,7 @@ impl State {
             return Err(Error::OtherModel { found: found.model.clone(), expected: of.model.clone() });
         }
         if found != of {
-            return Err(Error::OtherSurvey { difference: of.difference(found) });
+            return Err(LearnError::OtherSurvey { difference: of.difference(found) }.into());
         }
         let mut state = State::new(of);
         if head.counts.len() != state.counts.len() {

@@ -6,6 +6,7 @@ use shadowllm_weights::{DType, ModelConfig};
 
 use super::*;
 use crate::kernels::{Cpu, CpuOptions};
+use crate::learn::LearnError;
 use crate::learn::criteria::ALL;
 use crate::learn::trace::Document;
 use crate::learn::{BackwardWorkspace, Form, Loss, Reduction, UnitKind, sequence_scores};
@@ -175,7 +176,7 @@ fn what_cannot_be_surveyed_is_an_error() {
         up.bias = Some(vec![f32::NAN; 40]);
     }
     assert!(message(&model, &documents, 20).contains("is not finite"), "NaN weights are found before they are summed");
-    let broken = Error::BadCriterion {
+    let broken = LearnError::BadCriterion {
         criterion: "nwot",
         source: Box::new(Error::BadScore { unit: "head", layer: 1, index: 0, value: f32::NAN }),
     };

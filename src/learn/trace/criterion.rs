@@ -3,10 +3,11 @@
 //! Two importances need the forward pass only, and are computed as it goes by. Every other one is a [`Criterion`] in its token form,
 //! and takes the backward pass, too.
 
+use crate::Result;
 use crate::kernels::Cpu;
+use crate::learn::LearnError;
 use crate::learn::criteria::{ALL, Criterion, Form, UnitKind};
 use crate::model::Model;
-use crate::{Error, Result};
 
 /// An importance that needs no gradient: one number per unit and token, not negative.
 pub trait TokenCriterion: Send + Sync {
@@ -32,7 +33,7 @@ impl Importance {
     /// The importance of this name for a model: `magnitude`, or a criterion that has a token form.
     ///
     /// # Errors
-    /// [`Error::UnknownCriterion`].
+    /// [`LearnError::UnknownCriterion`].
     pub fn of(name: &str, cpu: &Cpu, model: &Model) -> Result<Self> {
         let norms = |squares: Vec<f64>| squares.into_iter().map(|v| v.sqrt() as f32).collect();
         match name {
@@ -49,7 +50,7 @@ impl Importance {
                 let found = usable().find(|c| c.name() == name && !c.needs_curvature());
                 found.map(Importance::Gradients).ok_or_else(|| {
                     let names: Vec<&str> = usable().map(|c| c.name()).collect();
-                    Error::UnknownCriterion { found: name.to_owned(), known: names.join(", ") }
+                    LearnError::UnknownCriterion { found: name.to_owned(), known: names.join(", ") }.into()
                 })
             }
         }

@@ -2,9 +2,10 @@
 
 use std::ops::Range;
 
+use crate::Result;
+use crate::learn::LearnError;
 use crate::learn::samples::{mix, shuffle};
 use crate::learn::{Loss, Reduction};
-use crate::{Error, Result};
 
 /// A document is at least this many bytes of a text, up to the end of a paragraph: a plain text does not say where one ends,
 /// and this is long enough that what lies behind it is about something else.
@@ -82,7 +83,7 @@ impl Text {
     /// A plain text, cut into documents. The name is for messages and for the description of the data.
     ///
     /// # Errors
-    /// [`Error::TrainingText`] if it is empty.
+    /// [`LearnError::TrainingText`] if it is empty.
     pub fn plain(name: &str, content: &str) -> Result<Self> {
         Self::passages(name, cut(content).into_iter().map(|text| Passage::Plain(text.to_owned())).collect())
     }
@@ -90,11 +91,11 @@ impl Text {
     /// Passages that are documents as they are.
     ///
     /// # Errors
-    /// [`Error::TrainingText`] if there are none.
+    /// [`LearnError::TrainingText`] if there are none.
     pub fn passages(name: &str, passages: Vec<Passage>) -> Result<Self> {
         if passages.is_empty() {
             let reason = format!("{name} has no text; give a file with something in it");
-            return Err(Error::TrainingText { reason });
+            return Err(LearnError::TrainingText { reason }.into());
         }
         Ok(Text { name: name.to_owned(), passages })
     }

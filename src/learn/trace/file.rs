@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use shadowllm_weights::write_atomic;
 
 use super::windows::Window;
+use crate::learn::LearnError;
 use crate::learn::compact::CompactRows;
 use crate::learn::samples::SampleInfo;
 use crate::sparsity::file::File;
@@ -159,7 +160,7 @@ impl TraceFile {
     /// Appends the samples of a window to `out`.
     ///
     /// # Errors
-    /// [`Error::BadSample`] if an input or scale is no finite number, or a scale is negative.
+    /// [`LearnError::BadSample`] if an input or scale is no finite number, or a scale is negative.
     pub(super) fn read(&self, window: Window, out: &mut CompactRows) -> Result<()> {
         let (info, rows) = (&self.description.samples, window.start..window.start + window.len);
         let layers = info.layers - 1;
@@ -168,7 +169,7 @@ impl TraceFile {
             let x: Vec<f16> = values(&all[2 * info.inputs * rows.start..2 * info.inputs * rows.end]);
             if let Some(at) = x.iter().position(|v| !v.is_finite()) {
                 let what = format!("input {} after layer {}", at % info.inputs, info.stations[s]);
-                return Err(Error::BadSample { what, value: x[at].to_f32() });
+                return Err(LearnError::BadSample { what, value: x[at].to_f32() }.into());
             }
             inputs.extend_from_slice(&x);
         }
@@ -180,7 +181,7 @@ impl TraceFile {
             let scales: Vec<f32> = values(&all[4 * layers * rows.start..4 * layers * rows.end]);
             if let Some(at) = scales.iter().position(|v| !(v.is_finite() && *v >= 0.0)) {
                 let what = format!("the largest importance of {name} of layer {}", at % layers + 1);
-                return Err(Error::BadSample { what, value: scales[at] });
+                return Err(LearnError::BadSample { what, value: scales[at] }.into());
             }
             codes.scales.extend_from_slice(&scales);
         }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use super::file::{self, TraceFile, is_trace_name};
 use super::windows::Windows;
 use super::write::difference;
+use crate::learn::LearnError;
 use crate::learn::compact::CompactRows;
 use crate::learn::samples::{SampleBatch, SampleInfo, SampleSource};
 use crate::sparsity::{ModelIdentity, Scores};
@@ -24,8 +25,8 @@ impl TraceSource {
     /// Opens the trace in `directory`, which must be of this model and complete.
     ///
     /// # Errors
-    /// [`Error::Io`]; [`Error::NoTrace`] if there is none; [`Error::TraceIncomplete`] names the files that are missing;
-    /// [`Error::OtherModel`]; [`Error::OtherTrace`] if the files are not all of one trace; those of a broken file.
+    /// [`Error::Io`]; [`LearnError::NoTrace`] if there is none; [`LearnError::TraceIncomplete`] names the files that are missing;
+    /// [`Error::OtherModel`]; [`LearnError::OtherTrace`] if the files are not all of one trace; those of a broken file.
     pub fn open(directory: &Path, model: &ModelIdentity) -> Result<Self> {
         let failed = |source| Error::Io { action: "read", path: directory.to_owned(), source };
         let mut names = Vec::new();
@@ -46,18 +47,22 @@ impl TraceSource {
             if let Some((_, first)) = files.first() {
                 let expected = file::Description { file: file.description.file, ..first.description.clone() };
                 if file.description != expected {
-                    return Err(Error::OtherTrace { path, reason: difference(&file.description, &expected) });
+                    return Err(
+                        LearnError::OtherTrace { path, reason: difference(&file.description, &expected) }.into()
+                    );
                 }
             }
             files.push((path, file));
         }
-        let Some((_, first)) = files.first() else { return Err(Error::NoTrace { path: directory.to_owned() }) };
+        let Some((_, first)) = files.first() else {
+            return Err(LearnError::NoTrace { path: directory.to_owned() }.into());
+        };
         let (info, of) = (first.description.samples.clone(), first.description.of);
         files.sort_by_key(|(_, file)| file.description.file);
         let missing: Vec<usize> =
             (0..of).filter(|i| files.binary_search_by_key(i, |(_, f)| f.description.file).is_err()).collect();
         if !missing.is_empty() || files.len() != of {
-            return Err(Error::TraceIncomplete { path: directory.to_owned(), missing, of });
+            return Err(LearnError::TraceIncomplete { path: directory.to_owned(), missing, of }.into());
         }
         let places = files.iter().enumerate().flat_map(|(i, (_, f))| std::iter::repeat_n(i, f.windows.len())).collect();
         let all = files.iter().flat_map(|(_, f)| f.windows.iter().copied()).collect();

@@ -4,14 +4,15 @@ use std::ops::Range;
 
 use super::windows::{Window, Windows};
 use super::{Document, Importance, TokenCriterion};
+use crate::Result;
 use crate::kernels::Cpu;
+use crate::learn::LearnError;
 use crate::learn::criteria::LayerInput;
 use crate::learn::samples::{SampleBatch, SampleInfo, SampleSource, mix, shuffle};
 use crate::learn::{BackwardWorkspace, Criterion, Form, LayerRecord, LayerVisitor, Loss, UnitKind, backward};
 use crate::model::{KvCache, Model, Probe, Rows, Segment, Workspace};
 use crate::sparsity::ModelIdentity;
 use crate::sparsity::predictor::PredictorInput;
-use crate::{Error, Result};
 
 /// What samples are to be of.
 #[derive(Clone, Debug, PartialEq)]
@@ -46,8 +47,8 @@ impl<'a> TextSource<'a> {
     /// Samples of `documents`.
     ///
     /// # Errors
-    /// [`Error::TrainingText`] if there is nothing to read or a window does not fit; [`Error::TrainSetting`] for stations that
-    /// the model does not have; [`Error::TokenOutOfRange`].
+    /// [`LearnError::TrainingText`] if there is nothing to read or a window does not fit; [`LearnError::TrainSetting`] for stations that
+    /// the model does not have; [`crate::Error::TokenOutOfRange`].
     pub fn new(
         cpu: &'a Cpu,
         model: &'a Model,
@@ -68,17 +69,18 @@ impl<'a> TextSource<'a> {
             None
         };
         if let Some(reason) = reason {
-            return Err(Error::TrainingText { reason });
+            return Err(LearnError::TrainingText { reason }.into());
         }
         let stations = &options.stations;
         let ascending = stations.windows(2).all(|pair| pair[0] < pair[1]);
         if stations.first() != Some(&0) || !ascending || stations.last().is_some_and(|&last| last + 1 >= config.layers)
         {
-            return Err(Error::TrainSetting {
+            return Err(LearnError::TrainSetting {
                 setting: "list of stations",
                 found: format!("{stations:?}"),
                 expected: "ascending layers that begin with 0 and end before the last layer",
-            });
+            }
+            .into());
         }
         for document in documents.iter().filter(|d| !d.tokens.is_empty()) {
             model.check_tokens(&document.tokens)?;

@@ -6,6 +6,7 @@ use std::path::Path;
 use super::file::{self, Description, TraceFile};
 use super::source::TextSource;
 use super::windows::Window;
+use crate::learn::LearnError;
 use crate::learn::compact::CompactRows;
 use crate::learn::samples::{SampleBatch, SampleSource};
 use crate::{Error, Result};
@@ -41,7 +42,7 @@ impl std::str::FromStr for Shard {
         let parts = text.split_once('/').and_then(|(k, n)| Some((k.parse::<usize>().ok()?, n.parse::<usize>().ok()?)));
         match parts {
             Some((k, of)) if (1..=of).contains(&k) => Ok(Shard { index: k - 1, of }),
-            _ => Err(Error::UnknownShard { found: text.to_owned() }),
+            _ => Err(LearnError::UnknownShard { found: text.to_owned() }.into()),
         }
     }
 }
@@ -65,7 +66,7 @@ pub struct TraceReport {
 /// was stopped, are kept; the files of all shards in one folder are the trace. `progress(tokens done, of all)` may stop the work.
 ///
 /// # Errors
-/// [`Error::OtherTrace`] if there are files of another trace; those of the source; [`Error::Io`] or [`Error::Weights`] if
+/// [`LearnError::OtherTrace`] if there are files of another trace; those of the source; [`Error::Io`] or [`Error::Weights`] if
 /// files cannot be written; [`Error::Interrupted`].
 pub fn write_trace(
     source: &mut TextSource<'_>,
@@ -111,7 +112,9 @@ pub(super) fn write_files(
         if path.exists() {
             let found = TraceFile::open(&path)?;
             if found.description != description {
-                return Err(Error::OtherTrace { path, reason: difference(&found.description, &description) });
+                return Err(
+                    LearnError::OtherTrace { path, reason: difference(&found.description, &description) }.into()
+                );
             }
             report.found += 1;
             done += rows(range);

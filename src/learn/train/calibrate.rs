@@ -12,6 +12,7 @@
 use std::ops::ControlFlow;
 
 use super::Factors;
+use crate::learn::LearnError;
 use crate::learn::trace::TextSource;
 use crate::learn::{BackwardWorkspace, LayerRecord, LayerVisitor, SampleSource, backward};
 use crate::{Error, Result};
@@ -21,8 +22,8 @@ impl Factors {
     /// all 1 unless `heads` says otherwise. `progress` hears how many tokens are done, and of how many, and may stop the work.
     ///
     /// # Errors
-    /// [`Error::TrainSetting`] unless the samples are of the criterion `magnitude`, whose sizes the factors are for; those of the
-    /// backward pass; [`Error::BadSample`] for gradients that are no numbers; [`Error::Interrupted`].
+    /// [`LearnError::TrainSetting`] unless the samples are of the criterion `magnitude`, whose sizes the factors are for; those of the
+    /// backward pass; [`LearnError::BadSample`] for gradients that are no numbers; [`Error::Interrupted`].
     pub fn saliency(
         source: &TextSource<'_>,
         wanted: &dyn Fn(u32) -> bool,
@@ -32,11 +33,12 @@ impl Factors {
     ) -> Result<Factors> {
         let info = source.info().clone();
         if info.criterion != "magnitude" {
-            return Err(Error::TrainSetting {
+            return Err(LearnError::TrainSetting {
                 setting: "number of tokens to measure gradients of",
                 found: format!("{tokens} for the criterion {}", info.criterion),
                 expected: "0, unless the criterion is magnitude",
-            });
+            }
+            .into());
         }
         let (cpu, model) = (source.cpu(), source.model());
         let sums = [vec![0.0; info.layers * info.heads], vec![0.0; info.layers * info.neurons]];
@@ -80,7 +82,7 @@ fn factors(layers: usize, sums: &[f64], unit: &str, sizes: &dyn Fn(usize, &[f64]
         let sizes = sizes(layer, &sums[layer * width..(layer + 1) * width]);
         if let Some(at) = sizes.iter().position(|size| !size.is_finite()) {
             let what = format!("the gradient of {unit} {at} of layer {layer}");
-            return Err(Error::BadSample { what, value: sizes[at] as f32 });
+            return Err(LearnError::BadSample { what, value: sizes[at] as f32 }.into());
         }
         let mean = sizes.iter().sum::<f64>() / width.max(1) as f64;
         all.extend(sizes.iter().map(|s| if mean > 0.0 { (s / mean).max(LEAST) as f32 } else { 1.0 }));

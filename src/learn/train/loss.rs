@@ -16,6 +16,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::learn::LearnError;
 use crate::learn::compact::decode;
 use crate::{Error, Result};
 
@@ -70,7 +71,7 @@ impl FromStr for Loss {
 
     fn from_str(name: &str) -> Result<Self> {
         let known = Loss::ALL.into_iter().find(|loss| loss.name() == name);
-        known.ok_or_else(|| Error::UnknownLoss { found: name.to_owned() })
+        known.ok_or_else(|| LearnError::UnknownLoss { found: name.to_owned() }.into())
     }
 }
 

@@ -6,6 +6,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use super::loss::{Loss, TargetScale};
+use crate::learn::LearnError;
 use crate::learn::samples::Split;
 use crate::sparsity::predictor::{HiddenActivation, Normalization, PredictorInput};
 use crate::{Error, Result};
@@ -175,7 +176,7 @@ impl FromStr for Preset {
 
     fn from_str(name: &str) -> Result<Self> {
         let known = Preset::ALL.into_iter().find(|preset| preset.name() == name);
-        known.ok_or_else(|| Error::UnknownPreset { found: name.to_owned() })
+        known.ok_or_else(|| LearnError::UnknownPreset { found: name.to_owned() }.into())
     }
 }
 
@@ -194,10 +195,10 @@ impl TrainOptions {
     /// Checks that all settings mean something.
     ///
     /// # Errors
-    /// [`Error::TrainSetting`] names the first that does not.
+    /// [`LearnError::TrainSetting`] names the first that does not.
     pub fn validate(&self) -> Result<()> {
         let wrong = |setting: &'static str, found: String, expected: &'static str| {
-            Err(Error::TrainSetting { setting, found, expected })
+            Err(LearnError::TrainSetting { setting, found, expected }.into())
         };
         for (setting, value) in [("epochs", self.epochs), ("passes", self.passes), ("batch", self.batch)] {
             if value == 0 {

@@ -16,6 +16,7 @@ use super::options::{TrainOptions, Width};
 use super::state::{Progress, State};
 use super::{Factors, TrainEvent, TrainReport};
 use crate::kernels::{AdamW, Cpu};
+use crate::learn::LearnError;
 use crate::learn::compact::CompactRows;
 use crate::learn::samples::{SampleBatch, SampleInfo, SampleSource, mix, shuffle};
 use crate::sparsity::predictor::{Normalization, Standard, min_max};
@@ -37,8 +38,8 @@ const NORM_MEMORY: f64 = 0.95;
 /// units are ranked; they end up in the output weights. `progress` hears what happens and may stop the run.
 ///
 /// # Errors
-/// [`Error::TrainSetting`]; [`Error::TrainingText`] if there is nothing to train or to judge on; those of the source;
-/// [`Error::TrainingDiverged`]; [`Error::OtherTraining`] and those of reading for a state that does not fit; [`Error::Weights`] if
+/// [`LearnError::TrainSetting`]; [`LearnError::TrainingText`] if there is nothing to train or to judge on; those of the source;
+/// [`LearnError::TrainingDiverged`]; [`LearnError::OtherTraining`] and those of reading for a state that does not fit; [`Error::Weights`] if
 /// the state cannot be written; [`Error::Interrupted`].
 pub fn train(
     cpu: &Cpu,
@@ -108,7 +109,7 @@ impl<'a> Trainer<'a> {
                  use more text or another seed",
                 options.held_out
             );
-            return Err(Error::TrainingText { reason });
+            return Err(LearnError::TrainingText { reason }.into());
         }
         let networks = initial::networks(&info, options);
         let losses = losses(&info, options);
@@ -278,7 +279,7 @@ impl<'a> Trainer<'a> {
             let tensors = networks.tensors_mut();
             let norm = tensors.iter().map(|t| square(&t.gradient)).sum::<f64>().sqrt();
             if !norm.is_finite() || losses.iter().any(|loss| !loss.is_finite()) {
-                return Err(Error::TrainingDiverged { step: self.state.progress.steps });
+                return Err(LearnError::TrainingDiverged { step: self.state.progress.steps }.into());
             }
             let usual = &mut self.state.progress.norms[s];
             let scale = clip(usual, norm, f64::from(self.options.clip));
@@ -326,7 +327,7 @@ impl<'a> Trainer<'a> {
         let relative = |j: &Judgement| if j.loss_of_mean > 0.0 { j.loss / j.loss_of_mean } else { 1.0 };
         let loss: f64 = judgements.iter().flatten().map(relative).sum();
         if !loss.is_finite() {
-            return Err(Error::TrainingDiverged { step: self.state.progress.steps });
+            return Err(LearnError::TrainingDiverged { step: self.state.progress.steps }.into());
         }
         let best = loss <= f64::from_bits(self.state.progress.best);
         if best {

@@ -3,6 +3,7 @@
 use std::str::FromStr;
 
 use super::options::{TrainOptions, Width};
+use crate::learn::LearnError;
 use crate::learn::samples::SampleInfo;
 use crate::sparsity::predictor::{Normalization, WeightFormat};
 use crate::{Error, Result};
@@ -38,7 +39,7 @@ impl FromStr for FileSize {
             FileSize::Bytes(bytes) => bytes > 0,
             FileSize::Share(share) => share > 0.0 && share <= 1.0,
         };
-        size.filter(is_sound).ok_or_else(|| Error::UnknownSize { found: text.to_owned() })
+        size.filter(is_sound).ok_or_else(|| LearnError::UnknownSize { found: text.to_owned() }.into())
     }
 }
 
@@ -49,7 +50,7 @@ impl Width {
     /// Widths in the proportion of `self`, as large as a file of `limit` bytes allows. A kind that is left out stays so.
     ///
     /// # Errors
-    /// [`Error::PredictorSize`] if not even the smallest ones fit.
+    /// [`LearnError::PredictorSize`] if not even the smallest ones fit.
     pub fn fitting(self, info: &SampleInfo, options: &TrainOptions, format: WeightFormat, limit: u64) -> Result<Width> {
         let most = match self {
             Width::Shared(width) => width,
@@ -65,7 +66,7 @@ impl Width {
         };
         let fits = |n: usize| file_bytes(info, options, scaled(n), format) <= limit;
         if !fits(1) {
-            return Err(Error::PredictorSize { limit, least: file_bytes(info, options, scaled(1), format) });
+            return Err(LearnError::PredictorSize { limit, least: file_bytes(info, options, scaled(1), format) }.into());
         }
         // Between a width that fits and one that does not.
         let (mut low, mut high) = (1, MOST);

@@ -14,6 +14,7 @@ use shadowllm_weights::{DType, SafetensorsWriter, TensorSpec};
 use super::TrainReport;
 use super::network::Networks;
 use super::options::TrainOptions;
+use crate::learn::LearnError;
 use crate::learn::samples::SampleInfo;
 use crate::sparsity::file::File;
 use crate::sparsity::predictor::Standard;
@@ -127,7 +128,7 @@ impl State {
     ///
     /// # Errors
     /// [`Error::Io`]; [`Error::InFile`] with what is wrong: another version, other samples or settings
-    /// ([`Error::OtherTraining`]), a broken file.
+    /// ([`LearnError::OtherTraining`]), a broken file.
     pub(super) fn read(
         &mut self,
         path: &Path,
@@ -149,7 +150,7 @@ impl State {
             return Err(Error::OtherModel { found: found.samples.model, expected: info.model.clone() });
         }
         if let Some(difference) = difference(&found, info, rows, options)? {
-            return Err(Error::OtherTraining { difference });
+            return Err(LearnError::OtherTraining { difference }.into());
         }
         for (s, networks) in self.networks.iter_mut().enumerate() {
             let names: Vec<String> = networks.tensors().into_iter().map(|(name, _)| name).collect();

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use super::*;
 use crate::kernels::{Cpu, CpuOptions};
+use crate::learn::LearnError;
 use crate::learn::samples::tests::info;
 use crate::learn::{SampleBatch, SampleInfo, SampleSource};
 use crate::sparsity::predictor::{HiddenActivation, Normalization, WeightFormat};
@@ -51,7 +52,7 @@ impl SampleSource for Teacher {
             return Ok(false);
         }
         if self.next >= self.fails_after {
-            return Err(Error::BadSample { what: "a test".to_owned(), value: f32::NAN });
+            return Err(LearnError::BadSample { what: "a test".to_owned(), value: f32::NAN }.into());
         }
         self.next += 1;
         batch.documents.fill(document);
@@ -179,7 +180,7 @@ fn a_run_that_is_stopped_anywhere_and_resumed_gives_the_same_bits() {
         })
     };
     // A source that fails at once, a stop after the first portion, then stops at ever later events until the run gets through.
-    assert!(matches!(resume(0, usize::MAX, false), Err(Error::BadSample { .. })));
+    assert!(matches!(resume(0, usize::MAX, false), Err(Error::Learn(LearnError::BadSample { .. }))));
     assert!(!state.exists());
     assert!(matches!(resume(usize::MAX, 60, false), Err(Error::Interrupted)));
     assert!(state.exists());
@@ -195,7 +196,7 @@ fn a_run_that_is_stopped_anywhere_and_resumed_gives_the_same_bits() {
     assert_eq!(file(&cpu, &trained, WeightFormat::F16).0, whole);
     // The state of a finished run gives its result at once.
     let again = resume(0, usize::MAX, true);
-    assert!(matches!(again, Err(Error::BadSample { .. })), "the held-out samples are read again");
+    assert!(matches!(again, Err(Error::Learn(LearnError::BadSample { .. }))), "the held-out samples are read again");
     assert_eq!(file(&cpu, &resume(usize::MAX, usize::MAX, true).unwrap(), WeightFormat::F16).0, whole);
 }
 
