@@ -25,6 +25,7 @@ def parse():
     parser.add_argument("--gen", type=int, default=128)
     parser.add_argument("--keep", default="0.5", help="kept fractions of our sparse rows, with commas between them")
     parser.add_argument("--policy", default="shadow", help="our sparse policies, with commas between them")
+    parser.add_argument("--dtypes", default="bf16", help="types of our weights, bf16 and int8, with commas between them")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--peers", default="transformers,llama-bf16,llama-q8_0")
     parser.add_argument("--models", default=os.path.join(ROOT, "target", "peers"), help="where the random weights are kept")
@@ -54,10 +55,22 @@ def weights(options):
     return model
 
 
-def ours(options, model):
+def imported(options, model, dtype):
+    """The folder with the weights in one of our types; int8 ones are made of the others if they are not there."""
+    if dtype == "bf16":
+        return model
+    if dtype != "int8":
+        raise SystemExit(f"unknown type {dtype!r}; expected bf16 or int8")
+    folder = f"{model}-{dtype}"
+    if not os.path.isdir(folder):
+        call([os.path.join(options.bin, "shadowllm"), "import", model, folder, "--dtype", dtype])
+    return folder
+
+
+def ours(options, model, dtype):
     out = call(
         [
-            os.path.join(options.bin, "shadow-bench"), "--shape", model, "--threads", str(options.threads),
+            os.path.join(options.bin, "shadow-bench"), "--shape", imported(options, model, dtype), "--threads", str(options.threads),
             "--prompt", str(options.prompt), "--gen", str(options.gen), "--repetitions", "1",
             "--policy", options.policy, "--keep", options.keep, "--json",
         ]
@@ -65,7 +78,7 @@ def ours(options, model):
     report = json.loads(out)
     rows = {}
     for row in report["rows"]:
-        name = "shadowllm dense" if row["policy"] == "dense" else f"shadowllm {row['policy']} {row['keep']}"
+        name = f"shadowllm {dtype} " + ("dense" if row["policy"] == "dense" else f"{row['policy']} {row['keep']}")
         rows[name] = {key: row[key] for key in ["ms_per_token", "prefill_tokens_per_second", "bytes_per_token"]}
     return rows, report["machine"]["read_gb_per_second"]
 
@@ -102,8 +115,11 @@ def main():
     rounds, read = [], []
     for number in range(options.rounds):
         print(f"round {number + 1} of {options.rounds}", file=sys.stderr)
-        rows, gb_per_second = ours(options, model)
-        read.append(gb_per_second)
+        rows = {}
+        for dtype in options.dtypes.split(","):
+            own, gb_per_second = ours(options, model, dtype)
+            rows.update(own)
+            read.append(gb_per_second)
         for name, command in commands.items():
             rows[name] = json.loads(call(command).splitlines()[-1])
         rounds.append(rows)
@@ -116,7 +132,7 @@ def main():
         print(json.dumps({"shape": options.shape, "threads": options.threads, "read_gb_per_second": read, "rows": median, "rounds": rounds}, indent=2))
         return
     print(
-        f"{options.shape}, bf16 weights, {options.threads} threads, {options.gen} tokens after a prompt of {options.prompt}, "
+        f"{options.shape}, {options.threads} threads, {options.gen} tokens after a prompt of {options.prompt}, "
         f"medians of {options.rounds} rounds; memory read at {statistics.median(read):.1f} GB/s"
     )
     names = list(commands)
