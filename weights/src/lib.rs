@@ -39,7 +39,7 @@ pub use dtype::DType;
 pub use error::{Error, Result};
 pub use header::{HeaderTensor, parse_safetensors_header};
 #[cfg(feature = "hub")]
-pub use hub::{HubOptions, fetch};
+pub use hub::{HubError, HubOptions, fetch};
 pub use index::parse_safetensors_index;
 pub use int8::{INT8_GROUP, int8_row, int8_scales, int8_values};
 pub use names::{FfnNames, LayerNames, ModelNames};

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use ureq::http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
 use ureq::{Agent, Body};
 
-use super::{HubOptions, Repo, cache};
+use super::{HubError, HubOptions, Repo, cache};
 use crate::{Error, Result};
 
 /// Largest JSON answer accepted.
@@ -192,7 +192,7 @@ impl Client {
         let name = repo.name.to_owned();
         match status.as_u16() {
             200..=299 => Ok(()),
-            status @ (401 | 403) => Err(Error::Denied {
+            status @ (401 | 403) => Err(HubError::Denied {
                 advice: if self.token.is_some() {
                     format!("the token given may not read it; ask for access at {}/{name}", self.endpoint)
                 } else {
@@ -200,23 +200,27 @@ impl Client {
                 },
                 repo: name,
                 status,
-            }),
-            404 => {
-                Err(Error::NotOnHub { repo: name, revision: repo.revision.to_owned(), endpoint: self.endpoint.clone() })
             }
-            status => Err(Error::HubStatus { url: url.to_owned(), status }),
+            .into()),
+            404 => Err(HubError::NotOnHub {
+                repo: name,
+                revision: repo.revision.to_owned(),
+                endpoint: self.endpoint.clone(),
+            }
+            .into()),
+            status => Err(HubError::Status { url: url.to_owned(), status }.into()),
         }
     }
 }
 
-/// An [`Error::Unreachable`].
+/// An [`HubError::Unreachable`].
 pub(super) fn unreachable(url: &str, error: &dyn std::error::Error) -> Error {
-    Error::Unreachable { url: url.to_owned(), reason: error.to_string() }
+    HubError::Unreachable { url: url.to_owned(), reason: error.to_string() }.into()
 }
 
-/// An [`Error::HubAnswer`].
+/// An [`HubError::Answer`].
 pub(super) fn strange(url: &str, reason: String) -> Error {
-    Error::HubAnswer { url: url.to_owned(), reason }
+    HubError::Answer { url: url.to_owned(), reason }.into()
 }
 
 /// A header as text.

@@ -9,6 +9,7 @@
 
 mod cache;
 mod client;
+mod error;
 mod options;
 mod transfer;
 
@@ -16,6 +17,7 @@ use std::path::PathBuf;
 
 use cache::RepoCache;
 use client::Client;
+pub use error::HubError;
 pub use options::HubOptions;
 
 use crate::{Error, Progress, Result, index, shards, source};
@@ -47,7 +49,7 @@ struct Repo<'a> {
 /// PyTorch weights is looked up in the pull request that Hugging Face's conversion bot opened, as transformers does.
 ///
 /// # Errors
-/// The variants under "Models by name" of [`Error`]: offline and incomplete, unreachable, denied, not found, no safetensors,
+/// [`HubError`]: offline and incomplete, unreachable, denied, not found, no safetensors,
 /// or a download that broke more often than it got on. [`Error::Io`] if the cache cannot be written.
 pub fn fetch(repo: &str, revision: &str, options: &HubOptions, progress: &dyn Progress) -> Result<PathBuf> {
     source::check_repo(repo)
@@ -61,16 +63,19 @@ pub fn fetch(repo: &str, revision: &str, options: &HubOptions, progress: &dyn Pr
         Err(missing) => missing,
     };
     if options.offline {
-        return Err(Error::NotInCache {
+        return Err(HubError::NotInCache {
             repo: repo.name.to_owned(),
             revision: revision.to_owned(),
             missing,
             cache: cache.root().to_owned(),
-        });
+        }
+        .into());
     }
     match download(&repo, &cache, &Client::new(options), progress) {
         // Without the network, what would do offline does here too.
-        Err(unreachable @ Error::Unreachable { .. }) => cache.complete_snapshot(false).map_err(|_| unreachable),
+        Err(unreachable @ Error::Hub(HubError::Unreachable { .. })) => {
+            cache.complete_snapshot(false).map_err(|_| unreachable)
+        }
         other => other,
     }
 }
@@ -140,5 +145,5 @@ fn converted(
 }
 
 fn unusable(repo: &Repo<'_>, reason: String) -> Error {
-    Error::UnusableRepo { repo: repo.name.to_owned(), revision: repo.revision.to_owned(), reason }
+    HubError::UnusableRepo { repo: repo.name.to_owned(), revision: repo.revision.to_owned(), reason }.into()
 }

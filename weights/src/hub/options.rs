@@ -3,7 +3,8 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use crate::{Error, Result};
+use super::HubError;
+use crate::Result;
 
 /// How to reach the hub and where to keep what comes from it.
 #[derive(Clone, Default)]
@@ -42,9 +43,9 @@ impl HubOptions {
     }
 
     /// # Errors
-    /// [`Error::NoCacheDirectory`].
+    /// [`HubError::NoCacheDirectory`].
     pub(super) fn cache_directory(&self) -> Result<PathBuf> {
-        self.cache.clone().ok_or(Error::NoCacheDirectory)
+        self.cache.clone().ok_or(HubError::NoCacheDirectory.into())
     }
 
     /// Address of the hub without a slash at the end.

@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use ureq::http::StatusCode;
 
-use super::Repo;
 use super::cache::{RepoCache, make_parent};
 use super::client::{Client, header, strange};
+use super::{HubError, Repo};
 use crate::files::io_error;
 use crate::{Error, Progress, Result};
 
@@ -103,12 +103,13 @@ impl Download<'_> {
             let Err(broken) = self.attempt(file, have)? else { continue };
             idle = if *have > before { 0 } else { idle + 1 };
             if idle == MAX_IDLE_ATTEMPTS {
-                return Err(Error::DownloadBroken {
+                return Err(HubError::DownloadBroken {
                     name: self.name.to_owned(),
                     received: *have,
                     size: self.size,
                     reason: broken,
-                });
+                }
+                .into());
             }
             thread::sleep(FIRST_PAUSE * 2u32.pow(idle));
         }
@@ -136,7 +137,7 @@ impl Download<'_> {
             _ if status.is_server_error() => return Ok(Err(status.to_string())),
             _ => {
                 self.client.check_status(self.repo, self.url, status)?;
-                return Err(Error::HubStatus { url: self.url.to_owned(), status: status.as_u16() });
+                return Err(HubError::Status { url: self.url.to_owned(), status: status.as_u16() }.into());
             }
         }
         self.receive(response.into_body().into_reader(), file, have)
