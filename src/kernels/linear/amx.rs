@@ -38,6 +38,11 @@ const TOKEN_BLOCK: usize = 512;
 /// Bytes of `x` that stay in the second-level cache while all outputs pass: then the sums can stay in the first.
 const CACHED_BYTES: usize = 1 << 20;
 
+/// Outputs whose weights are made together, a multiple of [`TILE_OUTPUTS`].
+const fn together<M: Weights>() -> usize {
+    if M::SCATTERED { ROW_BLOCK } else { TILE_OUTPUTS }
+}
+
 /// Computes all outputs.
 pub(super) fn gemm<M: Weights>(cpu: &Cpu, amx: Amx, compute: Compute, factors: Factors<'_, M>, out: &mut [f32]) {
     match (compute, M::DTYPE) {
@@ -77,7 +82,7 @@ fn multiply<M: Weights, const WEIGHTS: usize, const XS: usize>(
     // A task's time, as bytes that memory could have delivered in it, at 64 operations a byte.
     let cost = WEIGHTS * XS * k * t / 32;
     cpu.split(n, TILE_OUTPUTS, cost, &|range| {
-        let mut weights = cpu.scratch(WEIGHTS * TILE_OUTPUTS * BLOCK);
+        let mut weights = cpu.scratch(WEIGHTS * together::<M>() * BLOCK);
         let mut sums = cpu.scratch(ROW_BLOCK * TOKEN_BLOCK.min(layout.tokens));
         cpu.run(Multiply::<M, WEIGHTS, XS> {
             amx,
@@ -100,7 +105,7 @@ struct Multiply<'a, M, const WEIGHTS: usize, const XS: usize> {
     /// `XS` times the packed `x`.
     packed: &'a [f32],
     range: Range<usize>,
-    /// `[WEIGHTS, TILE_OUTPUTS, BLOCK]`
+    /// `[WEIGHTS, together, BLOCK]`
     weights: &'a mut [f32],
     /// `[ROW_BLOCK, tokens of the block]`
     sums: &'a mut [f32],
@@ -115,7 +120,7 @@ impl<M: Weights, const WEIGHTS: usize, const XS: usize> Kernel for Multiply<'_, 
     fn run<S: Simd>(mut self, s: S) {
         let Factors { n, t, bias, .. } = self.factors;
         let layout = self.layout;
-        let row_block = if self.x_is_cached() { TILE_OUTPUTS } else { ROW_BLOCK };
+        let row_block = if self.x_is_cached() { together::<M>() } else { ROW_BLOCK };
         let tiles = Tiles::configure(self.amx);
         for tokens in blocks(0..layout.tokens, TOKEN_BLOCK) {
             for rows in blocks(self.range.clone(), row_block) {
@@ -124,9 +129,12 @@ impl<M: Weights, const WEIGHTS: usize, const XS: usize> Kernel for Multiply<'_, 
                     sums.fill(bias.and_then(|bias| bias[..rows.end].get(rows.start + r)).copied().unwrap_or(0.0));
                 }
                 for block in 0..layout.blocks() {
-                    for group in blocks(rows.clone(), TILE_OUTPUTS) {
-                        self.widen(s, block, group.clone());
-                        self.products(&tiles, block, group.start - rows.start, tokens.clone());
+                    for together in blocks(rows.clone(), together::<M>()) {
+                        self.widen(s, block, together.clone());
+                        for group in blocks(together.clone(), TILE_OUTPUTS) {
+                            let weights = (group.start - together.start) * BLOCK;
+                            self.products(&tiles, block, weights, group.start - rows.start, tokens.clone());
+                        }
                     }
                 }
                 // SAFETY: columns `range` of the output belong to this task alone.
@@ -142,14 +150,16 @@ impl<M: Weights, const WEIGHTS: usize, const XS: usize> Multiply<'_, M, WEIGHTS,
         XS * self.layout.len() / self.layout.tokens.max(1) * TOKEN_BLOCK.min(self.layout.tokens) * 4 <= CACHED_BYTES
     }
 
-    /// Makes the parts of the weights of `outputs`, one group at most.
+    /// Makes the parts of the weights of `outputs`, those that are made together at most.
     #[inline(always)]
     fn widen<S: Simd>(&mut self, s: S, block: usize, outputs: Range<usize>) {
         let Factors { weights, k, .. } = self.factors;
         let along = self.layout.along::<Pairs>(block, k);
         let size = [self.layout.block_words(block), BLOCK];
-        for (part, tile) in self.weights.chunks_exact_mut(TILE_OUTPUTS * BLOCK).take(WEIGHTS).enumerate() {
-            let (outputs, along) = (outputs.clone(), along.clone());
+        // Whole tiles, those of the last outputs filled up.
+        let rows = outputs.len().next_multiple_of(TILE_OUTPUTS);
+        for (part, tile) in self.weights.chunks_exact_mut(together::<M>() * BLOCK).take(WEIGHTS).enumerate() {
+            let (outputs, along, tile) = (outputs.clone(), along.clone(), &mut tile[..rows * BLOCK]);
             match (WEIGHTS, part) {
                 (1, _) => weights.rows(s, Pairs, outputs, along, size, tile),
                 (_, 0) => weights.rows(s, Part::<0>, outputs, along, size, tile),
@@ -159,13 +169,15 @@ impl<M: Weights, const WEIGHTS: usize, const XS: usize> Multiply<'_, M, WEIGHTS,
         }
     }
 
-    /// Adds the products of one block of words to the sums that begin at row `first`.
+    /// Adds the products of one block of words to the sums that begin at row `first`; the weights of its outputs begin at `weights`
+    /// of those that were made together.
     #[inline(always)]
-    fn products(&mut self, tiles: &Tiles, block: usize, first: usize, tokens: Range<usize>) {
+    fn products(&mut self, tiles: &Tiles, block: usize, weights: usize, first: usize, tokens: Range<usize>) {
         let layout = self.layout;
         let words = layout.block_words(block);
         let width = tokens.len();
-        let weights = &self.weights[..WEIGHTS * TILE_OUTPUTS * BLOCK];
+        let part = together::<M>() * BLOCK;
+        let weights = &self.weights[weights..][..(WEIGHTS - 1) * part + TILE_OUTPUTS * BLOCK];
         let mut token = tokens.start;
         while token < tokens.end {
             let panel = layout.panel_tokens(token);
@@ -176,14 +188,15 @@ impl<M: Weights, const WEIGHTS: usize, const XS: usize> Multiply<'_, M, WEIGHTS,
             let place = Place {
                 words,
                 weights: weights.as_ptr(),
+                weights_part: part,
                 x: x.as_ptr(),
                 x_row: 4 * panel,
                 x_part: layout.len(),
                 sums: sums.as_mut_ptr(),
                 sums_row: 4 * width,
             };
-            // SAFETY: `words` is a multiple of 16 and at most `BLOCK`; the panel, in all parts, and `TILE_OUTPUTS` rows of sums
-            // follow, as was asserted; it is 32 tokens wide, or 16.
+            // SAFETY: `words` is a multiple of 16 and at most `BLOCK`; `TILE_OUTPUTS` rows of weights, in all parts, are in their
+            // slice; the panel, in all parts, and `TILE_OUTPUTS` rows of sums follow, as was asserted; it is 32 tokens wide, or 16.
             unsafe {
                 match panel > SIDE {
                     true => tiles.add::<WEIGHTS, XS, true>(place),
@@ -200,6 +213,8 @@ impl<M: Weights, const WEIGHTS: usize, const XS: usize> Multiply<'_, M, WEIGHTS,
 struct Place {
     words: usize,
     weights: *const f32,
+    /// From one part of the weights to the next, in words.
+    weights_part: usize,
     x: *const f32,
     x_row: usize,
     /// From one part of `x` to the next, in words.
@@ -272,7 +287,7 @@ impl Tiles {
     /// The operands are valid for these sizes; `words` is a multiple of 16.
     #[inline(always)]
     unsafe fn add<const WEIGHTS: usize, const XS: usize, const WIDE: bool>(&self, place: Place) {
-        let Place { words, mut weights, mut x, x_row, x_part, sums, sums_row } = place;
+        let Place { words, mut weights, weights_part, mut x, x_row, x_part, sums, sums_row } = place;
         let weights_row = 4 * BLOCK;
         // SAFETY: the caller vouches for the operands; pointers end at most one step behind them and are not used there. That
         // the registers are configured is what `self` says.
@@ -286,7 +301,7 @@ impl Tiles {
             }
             for _ in (0..words).step_by(SIDE) {
                 for w in 0..WEIGHTS {
-                    let weights = weights.add(w * TILE_OUTPUTS * BLOCK);
+                    let weights = weights.add(w * weights_part);
                     load!("tmm4", weights, weights_row);
                     load!("tmm5", weights.byte_add(SIDE * weights_row), weights_row);
                     // A part is at most 2^-8 of the one in front of it.

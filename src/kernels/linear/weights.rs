@@ -25,6 +25,10 @@ pub(super) trait Weights: Copy + Send + Sync {
     /// Distance from output to output and from word to word within a tile.
     const STRIDES: [usize; 2];
 
+    /// Whether the weights of one output lie apart and those of neighbouring outputs beside each other: then memory is read in
+    /// longer pieces the more outputs are made together.
+    const SCATTERED: bool;
+
     /// Makes the words of `outputs`, at most [`Weights::GROUP`], for the values `along` of the sums, at most [`K_BLOCK`] words.
     ///
     /// `tiles` holds tiles of `TILE_ROWS * K_BLOCK` words, one for each [`TILE_ROWS`] outputs; in the last one outputs beyond
@@ -38,7 +42,7 @@ pub(super) trait Weights: Copy + Send + Sync {
         tiles: &mut [f32],
     );
 
-    /// Makes the words of `outputs` row by row, whichever way the matrix lies: `tile` is rows of `row` words, of which the
+    /// Makes the words of `outputs`, at most [`MOST_OUTPUTS`], row by row, whichever way the matrix lies: `tile` is rows of `row` words, of which the
     /// first `words` are filled; words behind the end of the sums and outputs behind the last are zero.
     fn rows<S: Simd, P: Product>(
         self,
@@ -51,10 +55,13 @@ pub(super) trait Weights: Copy + Send + Sync {
     );
 }
 
+/// Most outputs whose words are made at once.
+const MOST_OUTPUTS: usize = 256;
+
 /// Most values of a row that are made into words at once: those of a block of [`K_BLOCK`] words, and of one of the AMX product.
 const MOST_VALUES: usize = 640;
 
-const _: () = assert!(MOST_VALUES >= 2 * K_BLOCK && MOST_VALUES >= ROW_BLOCK);
+const _: () = assert!(MOST_VALUES >= 2 * K_BLOCK && MOST_OUTPUTS >= ROW_BLOCK);
 
 /// A format whose rows can be made into the words of a product.
 pub(crate) trait Words: Element {
@@ -110,7 +117,7 @@ impl Words for Int8 {
         range: Range<usize>,
         dst: &mut [f32],
     ) {
-        let mut values = [[0.0; ROW_BLOCK]; 2];
+        let mut values = [[0.0; MOST_OUTPUTS]; 2];
         for (values, row) in values.iter_mut().zip(rows).filter(|(_, row)| !row.is_empty()) {
             Int8::widen_row(s, row, cols, range.start, &mut values[..range.len()]);
         }
@@ -131,6 +138,7 @@ pub(super) struct ByRows<'a, W> {
 impl<W: Words> Weights for ByRows<'_, W> {
     const DTYPE: DType = W::DTYPE;
     const GROUP: usize = TILE_ROWS;
+    const SCATTERED: bool = false;
     const STRIDES: [usize; 2] = [K_BLOCK, 1];
 
     #[inline(always)]
@@ -186,6 +194,7 @@ pub(super) struct ByColumns<'a, W> {
 impl<W: Words> Weights for ByColumns<'_, W> {
     const DTYPE: DType = W::DTYPE;
     const GROUP: usize = ROW_BLOCK;
+    const SCATTERED: bool = true;
     const STRIDES: [usize; 2] = [1, TILE_ROWS];
 
     #[inline(always)]
@@ -230,10 +239,10 @@ impl<W: Words> Weights for ByColumns<'_, W> {
     ) {
         /// Words that are turned at once: eight vectors of outputs each.
         const STEP: usize = 16;
-        let mut across = [0.0; STEP * ROW_BLOCK];
+        let mut across = [0.0; STEP * MOST_OUTPUTS];
         let RowsOf { elements, layout, span } = self.w;
         let (count, width) = (outputs.len(), tile.len() / row);
-        assert!(count <= width && width <= ROW_BLOCK && words <= row);
+        assert!(count <= width && width <= MOST_OUTPUTS && words <= row);
         // These rows, and those that are turned two steps later.
         let (mut starts, mut later) = (layout.starts(along.start), layout.starts(along.start + 2 * STEP * P::PER_WORD));
         for first in (0..words).step_by(STEP) {
