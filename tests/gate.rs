@@ -26,7 +26,7 @@ const VOCAB: u32 = 61;
 const PROMPT: usize = 3;
 /// Two ways to compute a gate differ by rounding, which is relative to the summands and not to what is left of them. Closer to its
 /// threshold than this share of the layer's largest gate, it may fall on either side.
-const TIE: f64 = 1e-4;
+const TIE: f64 = 1e-5;
 
 fn config(activation: &str, layers: usize, ffn: usize) -> ModelConfig {
     let json = serde_json::json!({
