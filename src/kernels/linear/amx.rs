@@ -129,10 +129,10 @@ impl<M: Weights, const WEIGHTS: usize, const XS: usize> Kernel for Multiply<'_, 
                     sums.fill(bias.and_then(|bias| bias[..rows.end].get(rows.start + r)).copied().unwrap_or(0.0));
                 }
                 for block in 0..layout.blocks() {
-                    for together in blocks(rows.clone(), together::<M>()) {
-                        self.widen(s, block, together.clone());
-                        for group in blocks(together.clone(), TILE_OUTPUTS) {
-                            let weights = (group.start - together.start) * BLOCK;
+                    for made in blocks(rows.clone(), together::<M>()) {
+                        self.widen(s, block, made.clone());
+                        for group in blocks(made.clone(), TILE_OUTPUTS) {
+                            let weights = (group.start - made.start) * BLOCK;
                             self.products(&tiles, block, weights, group.start - rows.start, tokens.clone());
                         }
                     }
