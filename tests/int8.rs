@@ -93,7 +93,6 @@ proptest! {
         seed in any::<u64>(),
     ) {
         let config = Kind { dtype: DType::I8, ..kind }.config();
-        prop_assume!(config.hidden >= 8);
         let all = isas();
         let checkpoint = random_checkpoint(config, DType::I8, seed).unwrap();
         let [plain, packed, f32] = engines(&checkpoint, all[seed as usize % all.len()], Compute::F32);

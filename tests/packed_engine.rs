@@ -19,7 +19,7 @@ use shadowllm::sparsity::{Dense, ModelIdentity, Refresh};
 use shadowllm::weights::{Checkpoint, DType, ModelConfig, PackedCheckpoint, pack};
 use shadowllm::{Engine, EngineOptions, SessionOptions};
 
-use support::{directory, isas, largest_difference};
+use support::{NARROWEST, directory, isas, largest_difference};
 
 /// The packed weights of `checkpoint`, in a file that is gone when the directory is.
 fn packed(checkpoint: &Checkpoint) -> (tempfile::TempDir, PackedCheckpoint) {
@@ -38,8 +38,9 @@ fn engines(checkpoint: &Checkpoint, cpu: CpuOptions) -> [Engine; 2] {
 }
 
 fn configs() -> impl Strategy<Value = ModelConfig> {
-    let shape = (1usize..4, 1usize..4, 1usize..9, 3usize..40, 4usize..70, 1usize..3);
+    let shape = (1usize..4, 1usize..4, 1usize..9, NARROWEST..40, 4usize..70, 1usize..3);
     (shape, any::<[bool; 4]>()).prop_map(|((kv_heads, group, half, hidden, ffn, layers), [opt, relu, post, window])| {
+        let half = if opt { half.max(NARROWEST.div_ceil(2 * kv_heads)) } else { half };
         let json = if opt {
             serde_json::json!({
                 "model_type": "opt", "vocab_size": 61, "hidden_size": kv_heads * 2 * half, "ffn_dim": ffn,

@@ -27,6 +27,10 @@ pub fn directory(variable: &str) -> Option<PathBuf> {
     directory
 }
 
+/// Features of the narrowest random model. Two ways to add up differ by a last bit, and a norm divides that by the spread of
+/// what it gets: over two or three values the spread is near zero often enough that no bound would hold.
+pub const NARROWEST: usize = 8;
+
 /// Every instruction set of this processor, or the one that the environment asks for.
 pub fn isas() -> Vec<IsaName> {
     match std::env::var("SHADOWLLM_ISA") {

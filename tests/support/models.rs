@@ -13,6 +13,8 @@ use shadowllm::sparsity::{Budget, Plan, Random, Refresh};
 use shadowllm::weights::{DType, ModelConfig, PackedCheckpoint, pack};
 use shadowllm::{Engine, EngineOptions};
 
+use crate::support::NARROWEST;
+
 /// A model's shape and variant.
 #[derive(Clone, Debug)]
 pub struct Kind {
@@ -54,12 +56,14 @@ impl Kind {
 }
 
 pub fn kinds() -> impl Strategy<Value = Kind> {
-    let shape = (1usize..4, 1usize..4, 1usize..9, 3usize..40, 4usize..70, 1usize..4);
+    let shape = (1usize..4, 1usize..4, 1usize..9, NARROWEST..40, 4usize..70, 1usize..4);
     let flags = (any::<[bool; 4]>(), prop::sample::select(DType::ALL.to_vec()));
     (shape, flags).prop_map(
         |((kv_heads, group, half, hidden, ffn, layers), ([opt, relu, post_norm, window], dtype))| {
-            let group = if opt { 1 } else { group };
-            Kind { opt, kv_heads, group, head_dim: 2 * half, hidden, ffn, layers, relu, post_norm, window, dtype }
+            // OPT's heads are as wide as the model together.
+            let (group, least) = if opt { (1, NARROWEST.div_ceil(2 * kv_heads)) } else { (group, 1) };
+            let head_dim = 2 * half.max(least);
+            Kind { opt, kv_heads, group, head_dim, hidden, ffn, layers, relu, post_norm, window, dtype }
         },
     )
 }
