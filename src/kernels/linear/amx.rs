@@ -19,7 +19,7 @@ use shadowllm_weights::DType;
 
 use super::gemm::{Factors, Layout, Pack, blocks, write_block};
 use super::product::{Pairs, Part};
-use super::weights::Weights;
+use super::weights::{Tile, Weights};
 use crate::kernels::cpu::{Compute, Cpu, SharedOut};
 use crate::kernels::isa::{Amx, Kernel};
 use crate::kernels::simd::Simd;
@@ -122,6 +122,7 @@ impl<M: Weights, const WEIGHTS: usize, const XS: usize> Kernel for Multiply<'_, 
         let layout = self.layout;
         let row_block = if self.x_is_cached() { together::<M>() } else { ROW_BLOCK };
         let tiles = Tiles::configure(self.amx);
+        let mut room = M::room();
         for tokens in blocks(0..layout.tokens, TOKEN_BLOCK) {
             for rows in blocks(self.range.clone(), row_block) {
                 for (r, sums) in self.sums.chunks_exact_mut(tokens.len()).take(row_block).enumerate() {
@@ -130,7 +131,7 @@ impl<M: Weights, const WEIGHTS: usize, const XS: usize> Kernel for Multiply<'_, 
                 }
                 for block in 0..layout.blocks() {
                     for made in blocks(rows.clone(), together::<M>()) {
-                        self.widen(s, block, made.clone());
+                        self.widen(s, block, made.clone(), &mut room);
                         for group in blocks(made.clone(), TILE_OUTPUTS) {
                             let weights = (group.start - made.start) * BLOCK;
                             self.products(&tiles, block, weights, group.start - rows.start, tokens.clone());
@@ -152,19 +153,20 @@ impl<M: Weights, const WEIGHTS: usize, const XS: usize> Multiply<'_, M, WEIGHTS,
 
     /// Makes the parts of the weights of `outputs`, those that are made together at most.
     #[inline(always)]
-    fn widen<S: Simd>(&mut self, s: S, block: usize, outputs: Range<usize>) {
+    fn widen<S: Simd>(&mut self, s: S, block: usize, outputs: Range<usize>, room: &mut M::Room) {
         let Factors { weights, k, .. } = self.factors;
         let along = self.layout.along::<Pairs>(block, k);
-        let size = [self.layout.block_words(block), BLOCK];
+        let words = self.layout.block_words(block);
         // Whole tiles, those of the last outputs filled up.
         let rows = outputs.len().next_multiple_of(TILE_OUTPUTS);
         for (part, tile) in self.weights.chunks_exact_mut(together::<M>() * BLOCK).take(WEIGHTS).enumerate() {
-            let (outputs, along, tile) = (outputs.clone(), along.clone(), &mut tile[..rows * BLOCK]);
+            let (outputs, along) = (outputs.clone(), along.clone());
+            let tile = Tile { values: &mut tile[..rows * BLOCK], row: BLOCK, words };
             match (WEIGHTS, part) {
-                (1, _) => weights.rows(s, Pairs, outputs, along, size, tile),
-                (_, 0) => weights.rows(s, Part::<0>, outputs, along, size, tile),
-                (_, 1) => weights.rows(s, Part::<1>, outputs, along, size, tile),
-                _ => weights.rows(s, Part::<2>, outputs, along, size, tile),
+                (1, _) => weights.rows(s, Pairs, outputs, along, room, tile),
+                (_, 0) => weights.rows(s, Part::<0>, outputs, along, room, tile),
+                (_, 1) => weights.rows(s, Part::<1>, outputs, along, room, tile),
+                _ => weights.rows(s, Part::<2>, outputs, along, room, tile),
             }
         }
     }

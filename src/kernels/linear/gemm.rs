@@ -227,6 +227,7 @@ impl<M: Weights, P: Product> Kernel for Multiply<'_, M, P> {
     fn run<S: Simd>(mut self, s: S) {
         let layout = self.layout;
         let range = self.range.clone();
+        let mut room = M::room();
         for tokens in blocks(0..layout.tokens, TOKEN_BLOCK) {
             for rows in blocks(range.clone(), ROW_BLOCK) {
                 for (r, sums) in self.sums.chunks_exact_mut(tokens.len()).take(rows.len()).enumerate() {
@@ -234,7 +235,7 @@ impl<M: Weights, P: Product> Kernel for Multiply<'_, M, P> {
                 }
                 for block in 0..layout.blocks() {
                     for group in blocks(rows.clone(), M::GROUP) {
-                        self.widen(s, block, group.clone());
+                        self.widen(s, block, group.clone(), &mut room);
                         for tile in blocks(group.clone(), TILE_ROWS) {
                             let weights = (tile.start - group.start) * K_BLOCK;
                             self.tile(s, block, weights, tile.start - rows.start, tokens.clone());
@@ -259,10 +260,10 @@ pub(super) fn blocks(range: Range<usize>, size: usize) -> impl Iterator<Item = R
 impl<M: Weights, P: Product> Multiply<'_, M, P> {
     /// Widens one block of words of the weights of `outputs`, one group at most.
     #[inline(always)]
-    fn widen<S: Simd>(&mut self, s: S, block: usize, outputs: Range<usize>) {
+    fn widen<S: Simd>(&mut self, s: S, block: usize, outputs: Range<usize>, room: &mut M::Room) {
         let k = self.factors.k;
         let along = self.layout.along::<P>(block, k);
-        self.factors.weights.widen(s, self.product, outputs, along, self.weights);
+        self.factors.weights.widen(s, self.product, outputs, along, room, self.weights);
     }
 
     /// Adds the products of one block of words to the sums of one tile of outputs: its weights begin at `weights`, its sums at

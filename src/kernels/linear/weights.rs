@@ -29,6 +29,11 @@ pub(super) trait Weights: Copy + Send + Sync {
     /// longer pieces the more outputs are made together.
     const SCATTERED: bool;
 
+    /// Where values stand on their way into words. Made once for a whole product: to clear it takes as long as to use it.
+    type Room;
+
+    fn room() -> Self::Room;
+
     /// Makes the words of `outputs`, at most [`Weights::GROUP`], for the values `along` of the sums, at most [`K_BLOCK`] words.
     ///
     /// `tiles` holds tiles of `TILE_ROWS * K_BLOCK` words, one for each [`TILE_ROWS`] outputs; in the last one outputs beyond
@@ -39,20 +44,30 @@ pub(super) trait Weights: Copy + Send + Sync {
         product: P,
         outputs: Range<usize>,
         along: Range<usize>,
+        room: &mut Self::Room,
         tiles: &mut [f32],
     );
 
-    /// Makes the words of `outputs`, at most [`MOST_OUTPUTS`], row by row, whichever way the matrix lies: `tile` is rows of `row` words, of which the
-    /// first `words` are filled; words behind the end of the sums and outputs behind the last are zero.
+    /// Makes the words of `outputs`, at most [`MOST_OUTPUTS`], row by row, whichever way the matrix lies; words behind the end of
+    /// the sums and outputs behind the last are zero.
     fn rows<S: Simd, P: Product>(
         self,
         s: S,
         product: P,
         outputs: Range<usize>,
         along: Range<usize>,
-        words_of_row: [usize; 2],
-        tile: &mut [f32],
+        room: &mut Self::Room,
+        tile: Tile<'_>,
     );
+}
+
+/// Words of some outputs, a row for each.
+pub(super) struct Tile<'a> {
+    pub(super) values: &'a mut [f32],
+    /// Distance from row to row.
+    pub(super) row: usize,
+    /// Words at the beginning of each row that are to be filled.
+    pub(super) words: usize,
 }
 
 /// Most outputs whose words are made at once.
@@ -61,12 +76,25 @@ const MOST_OUTPUTS: usize = 256;
 /// Most values of a row that are made into words at once: those of a block of [`K_BLOCK`] words, and of one of the AMX product.
 const MOST_VALUES: usize = 640;
 
-const _: () = assert!(MOST_VALUES >= 2 * K_BLOCK && MOST_OUTPUTS >= ROW_BLOCK);
+const _: () = assert!(MOST_VALUES >= 2 * K_BLOCK && MOST_OUTPUTS >= ROW_BLOCK && MOST_VALUES >= 2 * MOST_OUTPUTS);
 
 /// A format whose rows can be made into the words of a product.
 pub(crate) trait Words: Element {
+    /// Where values stand on their way into words.
+    type Room;
+
+    fn room() -> Self::Room;
+
     /// Makes the words of values `range` of a row of `cols` values, as [`Product::words`] does.
-    fn words<S: Simd, P: Product>(s: S, product: P, row: &[Self], cols: usize, range: Range<usize>, dst: &mut [f32]);
+    fn words<S: Simd, P: Product>(
+        s: S,
+        product: P,
+        row: &[Self],
+        cols: usize,
+        range: Range<usize>,
+        room: &mut Self::Room,
+        dst: &mut [f32],
+    );
 
     /// Makes words across two rows, as [`Product::words_across`] does. A second row that does not exist is empty.
     fn words_across<S: Simd, P: Product>(
@@ -75,13 +103,26 @@ pub(crate) trait Words: Element {
         rows: [&[Self]; 2],
         cols: usize,
         range: Range<usize>,
+        room: &mut Self::Room,
         dst: &mut [f32],
     );
 }
 
 impl<W: Plain> Words for W {
+    type Room = ();
+
+    fn room() {}
+
     #[inline(always)]
-    fn words<S: Simd, P: Product>(s: S, product: P, row: &[W], _cols: usize, range: Range<usize>, dst: &mut [f32]) {
+    fn words<S: Simd, P: Product>(
+        s: S,
+        product: P,
+        row: &[W],
+        _cols: usize,
+        range: Range<usize>,
+        (): &mut (),
+        dst: &mut [f32],
+    ) {
         product.words(s, &row[range], dst);
     }
 
@@ -92,6 +133,7 @@ impl<W: Plain> Words for W {
         [low, high]: [&[W]; 2],
         _cols: usize,
         range: Range<usize>,
+        (): &mut (),
         dst: &mut [f32],
     ) {
         let high = if high.is_empty() { high } else { &high[range.clone()] };
@@ -100,10 +142,23 @@ impl<W: Plain> Words for W {
 }
 
 impl Words for Int8 {
+    type Room = [f32; MOST_VALUES];
+
+    fn room() -> Self::Room {
+        [0.0; MOST_VALUES]
+    }
+
     #[inline(always)]
-    fn words<S: Simd, P: Product>(s: S, product: P, row: &[Int8], cols: usize, range: Range<usize>, dst: &mut [f32]) {
-        let mut values = [0.0; MOST_VALUES];
-        let values = &mut values[..range.len()];
+    fn words<S: Simd, P: Product>(
+        s: S,
+        product: P,
+        row: &[Int8],
+        cols: usize,
+        range: Range<usize>,
+        room: &mut Self::Room,
+        dst: &mut [f32],
+    ) {
+        let values = &mut room[..range.len()];
         Int8::widen_row(s, row, cols, range.start, values);
         product.words(s, values, dst);
     }
@@ -115,14 +170,19 @@ impl Words for Int8 {
         rows: [&[Int8]; 2],
         cols: usize,
         range: Range<usize>,
+        room: &mut Self::Room,
         dst: &mut [f32],
     ) {
-        let mut values = [[0.0; MOST_OUTPUTS]; 2];
-        for (values, row) in values.iter_mut().zip(rows).filter(|(_, row)| !row.is_empty()) {
-            Int8::widen_row(s, row, cols, range.start, &mut values[..range.len()]);
+        let (low, high) = room.split_at_mut(MOST_OUTPUTS);
+        let (low, high) = (&mut low[..range.len()], &mut high[..range.len()]);
+        Int8::widen_row(s, rows[0], cols, range.start, low);
+        match rows[1] {
+            [] => product.words_across(s, [low, &[]], dst),
+            row => {
+                Int8::widen_row(s, row, cols, range.start, high);
+                product.words_across(s, [low, high], dst);
+            }
         }
-        let [low, high] = values.each_ref().map(|values| &values[..range.len()]);
-        product.words_across(s, [low, if rows[1].is_empty() { &[] } else { high }], dst);
     }
 }
 
@@ -141,6 +201,12 @@ impl<W: Words> Weights for ByRows<'_, W> {
     const SCATTERED: bool = false;
     const STRIDES: [usize; 2] = [K_BLOCK, 1];
 
+    type Room = W::Room;
+
+    fn room() -> Self::Room {
+        W::room()
+    }
+
     #[inline(always)]
     fn widen<S: Simd, P: Product>(
         self,
@@ -148,10 +214,12 @@ impl<W: Words> Weights for ByRows<'_, W> {
         product: P,
         outputs: Range<usize>,
         along: Range<usize>,
+        room: &mut Self::Room,
         tiles: &mut [f32],
     ) {
         let words = along.len().div_ceil(P::PER_WORD);
-        self.rows(s, product, outputs, along, [words, K_BLOCK], &mut tiles[..TILE_ROWS * K_BLOCK]);
+        let tile = Tile { values: &mut tiles[..TILE_ROWS * K_BLOCK], row: K_BLOCK, words };
+        self.rows(s, product, outputs, along, room, tile);
     }
 
     #[inline(always)]
@@ -161,17 +229,17 @@ impl<W: Words> Weights for ByRows<'_, W> {
         product: P,
         outputs: Range<usize>,
         along: Range<usize>,
-        [words, row]: [usize; 2],
-        tile: &mut [f32],
+        room: &mut Self::Room,
+        Tile { values, row, words }: Tile<'_>,
     ) {
         let RowsOf { elements, layout, span } = self.w;
-        let (mut starts, mut next) = (layout.starts(outputs.start), layout.starts(outputs.start + tile.len() / row));
+        let (mut starts, mut next) = (layout.starts(outputs.start), layout.starts(outputs.start + values.len() / row));
         let real = along.len().div_ceil(P::PER_WORD);
-        for (i, row) in tile.chunks_exact_mut(row).map(|row| &mut row[..words]).enumerate() {
+        for (i, row) in values.chunks_exact_mut(row).map(|row| &mut row[..words]).enumerate() {
             let start = starts.advance();
             match outputs.start + i < outputs.end {
                 true => {
-                    W::words(s, product, &elements[start..][..span], self.cols, along.clone(), &mut row[..real]);
+                    W::words(s, product, &elements[start..][..span], self.cols, along.clone(), room, &mut row[..real]);
                     row[real..].fill(0.0);
                 }
                 false => row.fill(0.0),
@@ -181,6 +249,9 @@ impl<W: Words> Weights for ByRows<'_, W> {
         }
     }
 }
+
+/// Words along `K` that are turned at once, so that every output's are a cache line.
+const STEP: usize = 16;
 
 /// `weight(k, n) = w[n][k]`: the product with the transposed matrix, whose sums run over `n`.
 #[derive(Clone, Copy)]
@@ -197,6 +268,12 @@ impl<W: Words> Weights for ByColumns<'_, W> {
     const SCATTERED: bool = true;
     const STRIDES: [usize; 2] = [1, TILE_ROWS];
 
+    type Room = (W::Room, [f32; STEP * MOST_OUTPUTS]);
+
+    fn room() -> Self::Room {
+        (W::room(), [0.0; STEP * MOST_OUTPUTS])
+    }
+
     #[inline(always)]
     fn widen<S: Simd, P: Product>(
         self,
@@ -204,6 +281,7 @@ impl<W: Words> Weights for ByColumns<'_, W> {
         product: P,
         outputs: Range<usize>,
         along: Range<usize>,
+        (room, _): &mut Self::Room,
         tiles: &mut [f32],
     ) {
         // Outputs beyond the end stay zero.
@@ -218,7 +296,7 @@ impl<W: Words> Weights for ByColumns<'_, W> {
                 *row = &elements[starts.advance()..][..span];
                 prefetch(s, elements, later.advance(), outputs.clone());
             }
-            W::words_across(s, product, rows, self.cols, outputs.clone(), &mut words[..outputs.len()]);
+            W::words_across(s, product, rows, self.cols, outputs.clone(), room, &mut words[..outputs.len()]);
             for (tile, words) in
                 tiles.chunks_exact_mut(TILE_ROWS * K_BLOCK).zip(words.chunks_exact(TILE_ROWS)).take(count)
             {
@@ -234,14 +312,11 @@ impl<W: Words> Weights for ByColumns<'_, W> {
         product: P,
         outputs: Range<usize>,
         along: Range<usize>,
-        [words, row]: [usize; 2],
-        tile: &mut [f32],
+        (room, across): &mut Self::Room,
+        Tile { values, row, words }: Tile<'_>,
     ) {
-        /// Words that are turned at once: eight vectors of outputs each.
-        const STEP: usize = 16;
-        let mut across = [0.0; STEP * MOST_OUTPUTS];
         let RowsOf { elements, layout, span } = self.w;
-        let (count, width) = (outputs.len(), tile.len() / row);
+        let (count, width) = (outputs.len(), values.len() / row);
         assert!(count <= width && width <= MOST_OUTPUTS && words <= row);
         // These rows, and those that are turned two steps later.
         let (mut starts, mut later) = (layout.starts(along.start), layout.starts(along.start + 2 * STEP * P::PER_WORD));
@@ -256,7 +331,7 @@ impl<W: Words> Weights for ByColumns<'_, W> {
                 }
                 match n < along.end {
                     true => {
-                        W::words_across(s, product, rows, self.cols, outputs.clone(), &mut line[..count]);
+                        W::words_across(s, product, rows, self.cols, outputs.clone(), room, &mut line[..count]);
                         line[count..].fill(0.0);
                     }
                     false => line.fill(0.0),
@@ -264,7 +339,7 @@ impl<W: Words> Weights for ByColumns<'_, W> {
             }
             // SAFETY: `across` holds `step` lines of `width` words; the tile `width` rows of `row` words, of which `step` words follow
             // `first`.
-            unsafe { transpose(s, across.as_ptr(), width, [step, width], tile.as_mut_ptr().add(first), row) };
+            unsafe { transpose(s, across.as_ptr(), width, [step, width], values.as_mut_ptr().add(first), row) };
         }
     }
 }
