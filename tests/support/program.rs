@@ -27,7 +27,9 @@ pub fn command(args: &[&str]) -> Command {
 /// Sets the folder and the environment in which the program runs in tests.
 pub fn isolated(command: &mut Command) {
     command.env("HF_HUB_OFFLINE", "1").env("HF_HOME", "no-such-cache").current_dir(ROOT);
-    command.env("SHADOWLLM_CACHE", concat!(env!("CARGO_TARGET_TMPDIR"), "/packed"));
+    // A run of the tests on one instruction set may go on beside one on all.
+    let isa = std::env::var("SHADOWLLM_ISA").unwrap_or_default();
+    command.env("SHADOWLLM_CACHE", format!("{}/packed{isa}", env!("CARGO_TARGET_TMPDIR")));
 }
 
 pub fn run(args: &[&str]) -> Run {
