@@ -78,7 +78,7 @@ fn train_measures_its_predictor_and_a_limit_chooses_by_it() {
     let story = story(temp.path(), 150_000);
     let out = temp.path().join("p");
     let out = out.to_str().unwrap();
-    let train: Vec<&str> = ["train", "--text", &story, "--tokens", "9000", "--window", "64", "--width", "8"]
+    let train: Vec<&str> = ["train", "--text", &story, "--tokens", "4500", "--window", "64", "--width", "8"]
         .into_iter()
         .chain([
             "--gradient-tokens",

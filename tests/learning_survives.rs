@@ -64,7 +64,7 @@ fn a_trace_that_is_killed_goes_on_to_the_same_files() {
     let book = book(temp.path(), 2000);
     let [whole, killed] = ["whole", "killed"].map(|name| temp.path().join(name));
     let with = |out: &Path| -> Vec<String> {
-        let rest = ["--text", &book, "--tokens", "24000", "--window", "256", "--out", out.to_str().unwrap()];
+        let rest = ["--text", &book, "--tokens", "16000", "--window", "256", "--out", out.to_str().unwrap()];
         ["trace"].into_iter().chain(rest).map(str::to_owned).collect()
     };
     let start = |out: &Path| finish(command(&with(out).iter().map(String::as_str).collect::<Vec<_>>()), "");

@@ -75,7 +75,7 @@ fn a_run_that_is_killed_goes_on_to_the_same_file() {
             "--text",
             &book,
             "--tokens",
-            "12000",
+            "8000",
             "--window",
             "128",
             "--width",
