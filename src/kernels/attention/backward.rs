@@ -3,10 +3,10 @@
 //! With `P = e^(scale q k^T - log_sum)`, `dP = dout v^T`, `delta = <out, dout>` per row and head, and `dS = P (dP - delta)`:
 //! `dq = scale dS k`, `dk = scale dS^T q`, `dv = P^T dout`. `P` and `dS` exist as blocks only.
 //!
-//! `dq` is a sum over positions and `dk`, `dv` are sums over rows, so there are two passes, each split by its own output: one over
-//! panels of (row, query head) pairs, as in prefill, one over panels of positions. Both make `P` and `dP` of their blocks, 7
-//! products instead of 5 in a single pass, and in return no task adds to what another task computes: the result does not
-//! depend on the number of threads, and there are as many tasks as panels.
+//! `dk` and `dv` are sums over rows, so each panel of positions is one task's; `dq` is a sum over positions, to which all panels of
+//! a head add. Tasks therefore have a `dq` of their own, of the query heads of one key/value head, and these are added up in the
+//! end. How many they are, and which panels each has, depends on the shape alone ([`parts`]): the result does not depend on the
+//! number of threads. `P` and `dP` of a block are made once, 5 products in all.
 
 use std::ops::Range;
 
@@ -65,9 +65,18 @@ pub fn attention_backward(
         let elements = range.start * d..range.end * d;
         cpu.run(Deltas { out: &out[elements.clone()], dout: &dout[elements], deltas });
     });
-    let back = Backward { operands, log_sums, dout, deltas: &deltas };
-    back.queries(cpu, dq);
-    back.keys_and_values(cpu, dk, dv);
+    Backward { operands, log_sums, dout, deltas: &deltas }.run(cpu, dq, dk, dv);
+}
+
+/// Tasks that one call is cut into at least, if there are so many panels. Each needs a `dq` of its heads.
+const TASKS: usize = 16;
+
+/// Vectors of a row of `dq` that are summed up together.
+const ROW_VECTORS: usize = 2;
+
+/// Into how many tasks the panels of one key/value head are dealt out.
+fn parts(kv_heads: usize, panels: usize) -> usize {
+    TASKS.div_ceil(kv_heads).min(panels)
 }
 
 /// `deltas[i] = <out[i], dout[i]>`
@@ -97,7 +106,7 @@ impl Kernel for Deltas<'_> {
     }
 }
 
-/// What both passes read.
+/// What all tasks read.
 #[derive(Clone, Copy)]
 struct Backward<'a> {
     operands: Operands<'a>,
@@ -110,71 +119,114 @@ struct Backward<'a> {
 }
 
 impl Backward<'_> {
-    /// Operations of `products` products of one panel with what it sees, as bytes that memory could have delivered in the time.
-    fn cost(self, products: usize, width: usize) -> usize {
+    fn run(self, cpu: &Cpu, dq: &mut [f32], dk: &mut [f32], dv: &mut [f32]) {
         let Operands { shape, t, .. } = self.operands;
-        2 * products * width * (t / 2).min(shape.window.unwrap_or(usize::MAX)) * shape.head_dim / 8
-    }
-
-    fn queries(self, cpu: &Cpu, dq: &mut [f32]) {
-        let Operands { shape, t, .. } = self.operands;
-        let (d, width) = (shape.head_dim, panel_width(cpu.geometry()));
-        let pairs = t * shape.group();
-        let panels = pairs.div_ceil(width);
-        let dq = SharedOut::new(dq);
-        cpu.split(shape.kv_heads * panels, 1, self.cost(3, width), &|items| {
-            let mut scratch = cpu.scratch((4 * d + 2 * BLOCK + 4) * width + 8 * d);
-            let (queries, rest) = scratch.split_at_mut(d * width);
-            let (douts, rest) = rest.split_at_mut(d * width);
-            let (sums, rest) = rest.split_at_mut(d * width);
-            let (rows, rest) = rest.split_at_mut(d * width + 8 * d);
-            let (scores, rest) = rest.split_at_mut(BLOCK * width);
-            let (products, state) = rest.split_at_mut(BLOCK * width);
-            for item in items {
-                let (kv_head, first) = (item / panels, item % panels * width);
-                let pairs = first..pairs.min(first + width);
-                let panel =
-                    QueryPanel { back: self, kv_head, pairs, queries, douts, sums, rows, scores, products, state, dq };
-                cpu.run(panel);
-            }
-        });
-    }
-
-    fn keys_and_values(self, cpu: &Cpu, dk: &mut [f32], dv: &mut [f32]) {
-        let Operands { shape, t, .. } = self.operands;
-        let (d, width) = (shape.head_dim, panel_width(cpu.geometry()));
+        let (d, group, lanes) = (shape.head_dim, shape.group(), cpu.geometry().lanes);
+        let width = panel_width(cpu.geometry());
         let panels = t.div_ceil(width);
-        let (dk, dv) = (SharedOut::new(dk), SharedOut::new(dv));
-        cpu.split(shape.kv_heads * panels, 1, self.cost(4 * shape.group(), width), &|items| {
-            let mut scratch = cpu.scratch((5 * d + 2 * BLOCK + 1) * width + 8 * d);
+        let parts = parts(shape.kv_heads, panels);
+        let pieces = Pieces { width: ROW_VECTORS * lanes, count: d.div_ceil(ROW_VECTORS * lanes) };
+        let queries = group * pieces.of_head(t);
+        let mut sums = cpu.scratch(shape.kv_heads * parts * queries);
+        let (shared, dk, dv) = (SharedOut::new(&mut sums), SharedOut::new(dk), SharedOut::new(dv));
+        // Operations of 5 products, as bytes that memory could have delivered in the time.
+        let seen = (t / 2).min(shape.window.unwrap_or(usize::MAX));
+        let cost = 10 * group * width * panels.div_ceil(parts) * seen * d / 8;
+        cpu.split(shape.kv_heads * parts, 1, cost, &|tasks| {
+            let mut scratch = cpu.scratch((5 * d + pieces.count * pieces.width + 2 * BLOCK + 1) * width + 8 * d);
             let (keys, rest) = scratch.split_at_mut(d * width);
             let (values, rest) = rest.split_at_mut(d * width);
             let (key_sums, rest) = rest.split_at_mut(d * width);
             let (value_sums, rest) = rest.split_at_mut(d * width);
             let (rows, rest) = rest.split_at_mut(d * width + 8 * d);
+            let (key_rows, rest) = rest.split_at_mut(pieces.count * pieces.width * width);
             let (scores, rest) = rest.split_at_mut(BLOCK * width);
             let (products, places) = rest.split_at_mut(BLOCK * width);
-            for item in items {
-                let (kv_head, first) = (item / panels, item % panels * width);
-                let positions = first..t.min(first + width);
-                let panel = KeyPanel {
-                    back: self,
-                    kv_head,
-                    positions,
-                    keys,
-                    values,
-                    key_sums,
-                    value_sums,
-                    rows,
-                    scores,
-                    products,
-                    places,
-                    dk,
-                    dv,
-                };
-                cpu.run(panel);
+            for task in tasks {
+                // SAFETY: each task has these sums to itself.
+                let dq = unsafe { shared.slice(task * queries..(task + 1) * queries) };
+                dq.fill(0.0);
+                for panel in (task % parts..panels).step_by(parts) {
+                    cpu.run(Panel {
+                        back: self,
+                        kv_head: task / parts,
+                        positions: panel * width..t.min((panel + 1) * width),
+                        pieces,
+                        keys,
+                        values,
+                        key_rows,
+                        key_sums,
+                        value_sums,
+                        rows,
+                        scores,
+                        products,
+                        places,
+                        dq,
+                        dk,
+                        dv,
+                    });
+                }
             }
         });
+        let dq = SharedOut::new(dq);
+        cpu.split(shape.heads * t, 1, (parts + 1) * d * size_of::<f32>(), &|range| {
+            cpu.run(AddUp { operands: self.operands, parts, pieces, sums: &sums, range, dq });
+        });
+    }
+}
+
+/// How rows of `dq` lie while they are summed up: in pieces, `[query head, piece, row, width]`.
+#[derive(Clone, Copy)]
+struct Pieces {
+    width: usize,
+    count: usize,
+}
+
+impl Pieces {
+    /// Values of `t` rows of one query head.
+    fn of_head(self, t: usize) -> usize {
+        self.count * t * self.width
+    }
+}
+
+/// Adds up the parts of `dq` for the (query head, row) pairs of a range.
+struct AddUp<'a> {
+    operands: Operands<'a>,
+    parts: usize,
+    pieces: Pieces,
+    /// `[H_kv, parts, group, piece, row, width]`
+    sums: &'a [f32],
+    /// Pair `p` is query head `p / t`, row `p % t`.
+    range: Range<usize>,
+    /// `[t, H, d_h]`
+    dq: SharedOut<'a>,
+}
+
+impl Kernel for AddUp<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Operands { shape, t, .. } = self.operands;
+        let (d, group, of_head) = (shape.head_dim, shape.group(), self.pieces.of_head(t));
+        for pair in self.range {
+            let (head, row) = (pair / t, pair % t);
+            let first = (head / group * self.parts * group + head % group) * of_head;
+            let at = (row * shape.heads + head) * d;
+            // SAFETY: this task alone writes these rows.
+            let out = unsafe { self.dq.slice(at..at + d) };
+            for (piece, out) in out.chunks_mut(self.pieces.width).enumerate() {
+                let from = first + (piece * t + row) * self.pieces.width;
+                for (lane, out) in out.chunks_mut(S::LANES).enumerate() {
+                    let mut sum = s.zero();
+                    for part in 0..self.parts {
+                        let at = from + part * group * of_head + lane * S::LANES;
+                        sum = s.add(sum, s.load_slice(&self.sums[at..][..S::LANES]));
+                    }
+                    s.store_slice(out, sum);
+                }
+            }
+        }
     }
 }
 
@@ -194,137 +246,6 @@ fn block_vector<S: Simd>(
     s.store_slice(products, ds);
 }
 
-/// One panel of (row, query head) pairs against the positions that they see: their `dq`.
-struct QueryPanel<'a> {
-    back: Backward<'a>,
-    kv_head: usize,
-    /// Pair `p` is row `p / group`, query head `kv_head * group + p % group`.
-    pairs: Range<usize>,
-    /// `[d_h, width]`, scaled queries.
-    queries: &'a mut [f32],
-    /// `[d_h, width]`
-    douts: &'a mut [f32],
-    /// `[d_h, width]`
-    sums: &'a mut [f32],
-    /// `[width, d_h]` and 8 rows more, for transposing.
-    rows: &'a mut [f32],
-    /// `[BLOCK, width]`
-    scores: &'a mut [f32],
-    /// `[BLOCK, width]`
-    products: &'a mut [f32],
-    /// `[4, width]`: logarithm of the sum, delta, first and last visible position.
-    state: &'a mut [f32],
-    /// `[t, H, d_h]`
-    dq: SharedOut<'a>,
-}
-
-impl Kernel for QueryPanel<'_> {
-    type Out = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(mut self, s: S) {
-        match self.pairs.len().div_ceil(S::LANES) {
-            1 => self.panel::<S, 1>(s),
-            2 => self.panel::<S, 2>(s),
-            _ => self.panel::<S, VECTORS>(s),
-        }
-    }
-}
-
-impl QueryPanel<'_> {
-    /// Row and query head of a pair.
-    #[inline(always)]
-    fn place(&self, pair: usize) -> (usize, usize) {
-        let group = self.back.operands.shape.group();
-        (pair / group, self.kv_head * group + pair % group)
-    }
-
-    #[inline(always)]
-    fn panel<S: Simd, const C: usize>(&mut self, s: S) {
-        let Operands { shape, .. } = self.back.operands;
-        let d = shape.head_dim;
-        let width = C * S::LANES;
-        self.pack(s, width);
-        self.sums[..d * width].fill(0.0);
-        let (first_row, last_row) = (self.place(self.pairs.start).0, self.place(self.pairs.end - 1).0);
-        let positions = shape.visible(first_row).start..last_row + 1;
-        // Positions that every pair sees need no mask.
-        let common = shape.visible(last_row).start..first_row + 1;
-        let mut j = positions.start;
-        while j < positions.end {
-            let block = j..positions.end.min(j + BLOCK);
-            let masked = block.start < common.start || block.end > common.end;
-            self.block::<S, C>(s, block.clone(), masked);
-            j = block.end;
-        }
-        self.finish(s, width);
-    }
-
-    #[inline(always)]
-    fn pack<S: Simd>(&mut self, s: S, width: usize) {
-        let Backward { operands, log_sums, dout, deltas } = self.back;
-        let shape = operands.shape;
-        let d = shape.head_dim;
-        // Lanes behind the last pair repeat it; their results are not written.
-        let (pairs, kv_head, group) = (self.pairs.clone(), self.kv_head, shape.group());
-        let place = |lane: usize| {
-            let pair = (pairs.start + lane).min(pairs.end - 1);
-            (pair / group, (pair / group) * shape.heads + kv_head * group + pair % group)
-        };
-        for lane in 0..width {
-            let (row, at) = place(lane);
-            let visible = shape.visible(row);
-            let state = [log_sums[at], deltas[at], visible.start as f32, (visible.end - 1) as f32];
-            for (i, value) in state.into_iter().enumerate() {
-                self.state[i * width + lane] = value;
-            }
-        }
-        pack(s, |lane| &operands.q[place(lane).1 * d..][..d], shape.scale, self.rows, self.queries, [d, width]);
-        pack(s, |lane| &dout[place(lane).1 * d..][..d], 1.0, self.rows, self.douts, [d, width]);
-    }
-
-    /// Adds what the positions `block` contribute.
-    #[inline(always)]
-    fn block<S: Simd, const C: usize>(&mut self, s: S, block: Range<usize>, masked: bool) {
-        let d = self.back.operands.shape.head_dim;
-        let width = C * S::LANES;
-        let n = block.len();
-        let (k, v) = self.back.operands.cached(self.kv_head, block.clone());
-        let (scores, products) = (&mut self.scores[..n * width], &mut self.products[..n * width]);
-        scores.fill(0.0);
-        products.fill(0.0);
-        product::<S, C>(s, [n, d], k, [d, 1], &self.queries[..d * width], scores);
-        product::<S, C>(s, [n, d], v, [d, 1], &self.douts[..d * width], products);
-        let vectors = scores.chunks_exact_mut(S::LANES).zip(products.chunks_exact_mut(S::LANES));
-        for (i, (scores, products)) in vectors.enumerate() {
-            let state = |row: usize| s.load_slice(&self.state[row * width + i % C * S::LANES..][..S::LANES]);
-            if masked {
-                let position = s.splat((block.start + i / C) as f32);
-                let (first, last) = (state(2), state(3));
-                let inside = |p| s.select_le(first, position, s.select_le(position, last, p, s.zero()), s.zero());
-                block_vector(s, scores, products, state(0), state(1), inside);
-            } else {
-                block_vector(s, scores, products, state(0), state(1), |p| p);
-            }
-        }
-        product::<S, C>(s, [d, n], k, [1, d], products, &mut self.sums[..d * width]);
-    }
-
-    /// Scales the sums and writes the rows.
-    #[inline(always)]
-    fn finish<S: Simd>(&mut self, s: S, width: usize) {
-        let shape = self.back.operands.shape;
-        let d = shape.head_dim;
-        write_rows(s, &mut self.sums[..d * width], shape.scale, self.rows, [d, width]);
-        for (pair, row) in self.pairs.clone().zip(self.rows.chunks_exact(d)) {
-            let (t, head) = self.place(pair);
-            let at = (t * shape.heads + head) * d;
-            // SAFETY: a pair belongs to one panel, and this task alone computes it.
-            unsafe { self.dq.slice(at..at + d) }.copy_from_slice(row);
-        }
-    }
-}
-
 /// Transposes `sums * factor` `[d, width]` into `rows` `[width, d]`.
 #[inline(always)]
 fn write_rows<S: Simd>(s: S, sums: &mut [f32], factor: f32, rows: &mut [f32], [d, width]: [usize; 2]) {
@@ -338,15 +259,18 @@ fn write_rows<S: Simd>(s: S, sums: &mut [f32], factor: f32, rows: &mut [f32], [d
     unsafe { transpose(s, sums.as_ptr(), width, [d, width], rows.as_mut_ptr(), d) };
 }
 
-/// One panel of positions against the rows that see them: their `dk` and `dv`.
-struct KeyPanel<'a> {
+/// One panel of positions against the rows that see them: their `dk` and `dv`, and what they add to `dq`.
+struct Panel<'a> {
     back: Backward<'a>,
     kv_head: usize,
     positions: Range<usize>,
+    pieces: Pieces,
     /// `[d_h, width]`, scaled keys.
     keys: &'a mut [f32],
     /// `[d_h, width]`
     values: &'a mut [f32],
+    /// `[piece, position, width]`, scaled keys; zero behind the last feature.
+    key_rows: &'a mut [f32],
     /// `[d_h, width]`
     key_sums: &'a mut [f32],
     /// `[d_h, width]`
@@ -359,13 +283,15 @@ struct KeyPanel<'a> {
     products: &'a mut [f32],
     /// `[width]`: the positions as numbers.
     places: &'a mut [f32],
+    /// `[group, piece, row, width]`
+    dq: &'a mut [f32],
     /// `[t, H_kv, d_h]`
     dk: SharedOut<'a>,
     /// `[t, H_kv, d_h]`
     dv: SharedOut<'a>,
 }
 
-impl Kernel for KeyPanel<'_> {
+impl Kernel for Panel<'_> {
     type Out = ();
 
     #[inline(always)]
@@ -378,7 +304,7 @@ impl Kernel for KeyPanel<'_> {
     }
 }
 
-impl KeyPanel<'_> {
+impl Panel<'_> {
     #[inline(always)]
     fn panel<S: Simd, const C: usize>(&mut self, s: S) {
         let Operands { shape, t, .. } = self.back.operands;
@@ -392,6 +318,16 @@ impl KeyPanel<'_> {
         pack(s, |i| &v[lane(i) * d..][..d], 1.0, self.rows, self.values, [d, width]);
         for (i, place) in self.places[..width].iter_mut().enumerate() {
             *place = (positions.start + lane(i)) as f32;
+        }
+        let Pieces { width: piece_width, .. } = self.pieces;
+        let pieces = self.key_rows.chunks_exact_mut(positions.len() * piece_width);
+        for (piece, rows) in pieces.take(self.pieces.count).enumerate() {
+            let features = piece * piece_width..d.min((piece + 1) * piece_width);
+            for (row, k) in rows.chunks_exact_mut(piece_width).zip(k.chunks_exact(d)) {
+                let (real, rest) = row.split_at_mut(features.len());
+                real.iter_mut().zip(&k[features.clone()]).for_each(|(row, k)| *row = k * shape.scale);
+                rest.fill(0.0);
+            }
         }
         self.key_sums[..d * width].fill(0.0);
         self.value_sums[..d * width].fill(0.0);
@@ -415,8 +351,8 @@ impl KeyPanel<'_> {
         let shape = operands.shape;
         let (d, stride) = (shape.head_dim, shape.heads * shape.head_dim);
         let width = C * S::LANES;
-        let n = block.len();
-        let at = block.start * stride + head * d;
+        let (start, n) = (block.start, block.len());
+        let at = start * stride + head * d;
         let (q, dout) = (&operands.q[at..], &dout[at..]);
         let (scores, products) = (&mut self.scores[..n * width], &mut self.products[..n * width]);
         scores.fill(0.0);
@@ -443,6 +379,13 @@ impl KeyPanel<'_> {
         }
         product::<S, C>(s, [d, n], dout, [1, stride], scores, &mut self.value_sums[..d * width]);
         product::<S, C>(s, [d, n], q, [1, stride], products, &mut self.key_sums[..d * width]);
+        let (positions, wide) = (self.positions.len(), self.pieces.width);
+        for piece in 0..self.pieces.count {
+            let keys = &self.key_rows[piece * positions * wide..][..positions * wide];
+            let first = (head % shape.group() * self.pieces.count + piece) * operands.t + start;
+            let sums = &mut self.dq[first * wide..][..n * wide];
+            product::<S, ROW_VECTORS>(s, [n, positions], products, [width, 1], keys, sums);
+        }
     }
 
     /// Scales the sums and writes the rows.
