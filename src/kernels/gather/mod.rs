@@ -53,6 +53,9 @@ fn check_lines(records: &Matrix, d: usize) {
 
 /// Names of the kernels, for each weight type.
 pub(super) fn names(cpu: &Cpu) -> Vec<(String, String)> {
-    let name = |dtype| (format!("gather {dtype}"), format!("{}-{dtype}xf32-streams{}", cpu.isa(), streams::STREAMS));
+    let name = |dtype| {
+        let kernel = format!("{}-{}-streams{}", cpu.isa(), super::linear::factors(cpu, dtype), streams::STREAMS);
+        (format!("gather {dtype}"), kernel)
+    };
     DType::ALL.into_iter().map(name).collect()
 }

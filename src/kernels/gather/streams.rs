@@ -104,6 +104,14 @@ fn dot_tile<S: Simd, W: Element, const R: usize>(s: S, tile: &Tile<'_, W, R>, x:
                 W::prefetch(s, next[r], k, i);
             }
         }
+        if W::WHOLE {
+            for r in 0..R {
+                // SAFETY: `x` and every row are of `k` values, and `i < k`.
+                acc[r] = unsafe { W::add_group(s, rows[r], x, k, i, acc[r]) };
+            }
+            i = end;
+            continue;
+        }
         while i + S::LANES <= end {
             // SAFETY: `i + LANES <= k`, the length of `x` and of every row.
             unsafe {

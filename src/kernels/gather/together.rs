@@ -132,6 +132,14 @@ fn pair_tile<'a, S: Simd, W: Element, const R: usize>(
                 W::prefetch(s, next[r], k, i);
             }
         }
+        if W::WHOLE {
+            for r in 0..R {
+                // SAFETY: every row and every `x` are of `k` values, and `i < k`.
+                acc[r] = unsafe { W::add_group(s, rows[r], xs[r], k, i, acc[r]) };
+            }
+            i = end;
+            continue;
+        }
         while i + S::LANES <= end {
             // SAFETY: `i + LANES <= k`, the length of every row and of every `x`.
             unsafe {

@@ -140,6 +140,16 @@ impl<W: Element> Rows<'_, W> {
                     W::prefetch(s, ahead.wrapping_add(r * stride), k, i);
                 }
             }
+            if W::WHOLE {
+                for r in 0..R {
+                    for t in 0..T {
+                        // SAFETY: the R rows, `stride` apart, and the T rows sliced above are whole, and `i < k`.
+                        acc[r][t] = unsafe { W::add_group(s, w.add(r * stride), x.add(t * k), k, i, acc[r][t]) };
+                    }
+                }
+                i = end;
+                continue;
+            }
             while i + S::LANES <= end {
                 // SAFETY: `i + LANES <= k`, inside each of the R rows, `stride` apart, and of the T rows sliced above.
                 unsafe {

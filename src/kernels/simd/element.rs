@@ -19,6 +19,9 @@ pub(crate) trait Element: Copy + Send + Sync + 'static {
     /// Whether values have scales; where they have none a scale is 1, and kernels leave it out.
     const SCALED: bool = false;
 
+    /// Whether inputs are 16-bit numbers ([`round_row`](super::round_row)); products are then made by [`Element::add_group`].
+    const WHOLE: bool = false;
+
     /// Elements that a row of `cols` values consists of, its scales included.
     #[inline(always)]
     fn span(cols: usize) -> usize {
@@ -52,6 +55,29 @@ pub(crate) trait Element: Copy + Send + Sync + 'static {
     /// # Safety
     /// `p` is valid for reading `n` values.
     unsafe fn load_part<S: Simd>(s: S, p: *const Self, n: usize) -> S::V;
+
+    /// `acc` plus the products of the values from `i` on, a group's first, up to its end, with the inputs of the same places, lane by
+    /// lane, times their scale. `row` and `x` are of `k` values.
+    ///
+    /// # Safety
+    /// `row` is valid for reading [`Element::span`] elements, `x` for `k` values, and `i < k`.
+    #[inline(always)]
+    unsafe fn add_group<S: Simd>(s: S, row: *const Self, x: *const f32, k: usize, i: usize, acc: S::V) -> S::V {
+        let (mut at, end) = (i, Self::group_end(i, k));
+        let mut sum = s.zero();
+        // SAFETY: `at < end <= k` in every step.
+        unsafe {
+            while at + S::LANES <= end {
+                sum = s.fma(Self::load(s, row.add(at)), s.load(x.add(at)), sum);
+                at += S::LANES;
+            }
+            if at < end {
+                let (w, x) = (Self::load_part(s, row.add(at), end - at), s.load_part(x.add(at), end - at));
+                sum = s.fma(w, x, sum);
+            }
+            s.fma(sum, s.splat(Self::scale(row, k, i)), acc)
+        }
+    }
 
     /// Asks for what a kernel reads with the vector at value `i` of the row of `cols` values that begins at `row`, which need
     /// not exist.
