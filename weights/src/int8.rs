@@ -26,6 +26,8 @@ const ALIGNMENT: usize = 16;
 
 /// Largest value.
 const MOST: f32 = 127.0;
+/// Of this size neighbours among `f32` are 1 apart.
+const UNITS: f32 = (3 << 22) as f32;
 
 /// Where in a row of `cols` values the scales begin, in bytes.
 pub const fn int8_scales(cols: usize) -> usize {
@@ -57,7 +59,9 @@ pub fn int8_row(values: &[f32], row: &mut [u8]) {
         let scale = scale.to_f32();
         for (stored, value) in stored.iter_mut().zip(values) {
             // Of a group of zeros, or of numbers so small that their scale is zero, the quotient is no number or too large.
-            let rounded = if scale > 0.0 { (value / scale).round_ties_even().clamp(-MOST, MOST) } else { 0.0 };
+            let quotient = if scale > 0.0 { (value / scale).clamp(-MOST, MOST) } else { 0.0 };
+            // To the nearest, ties to even: neighbours of the constant are 1 apart. A function call for it takes half of the time of all.
+            let rounded = (quotient + UNITS) - UNITS;
             *stored = (rounded as i8).to_le_bytes()[0];
         }
     }

@@ -131,6 +131,18 @@ impl<W: Element> Rows<'_, W> {
         let x = x[first * k..(first + T) * k].as_ptr();
         let mut acc = [[s.zero(); T]; R];
         let mut i = 0;
+        if W::WHOLE {
+            for r in 0..R {
+                // SAFETY: the R rows, `stride` apart, and the T rows sliced above are whole.
+                let row = unsafe { w.add(r * stride) };
+                let next = if AHEAD > 0 { ahead.wrapping_add(r * stride) } else { row };
+                for t in 0..T {
+                    // SAFETY: as above.
+                    acc[r][t] = unsafe { W::whole_row(s, row, if t == 0 { next } else { row }, x.add(t * k), k) };
+                }
+            }
+            i = k;
+        }
         while i < k {
             let end = W::group_end(i, k);
             let start = i;
@@ -139,16 +151,6 @@ impl<W: Element> Rows<'_, W> {
                 for r in 0..R {
                     W::prefetch(s, ahead.wrapping_add(r * stride), k, i);
                 }
-            }
-            if W::WHOLE {
-                for r in 0..R {
-                    for t in 0..T {
-                        // SAFETY: the R rows, `stride` apart, and the T rows sliced above are whole, and `i < k`.
-                        acc[r][t] = unsafe { W::add_group(s, w.add(r * stride), x.add(t * k), k, i, acc[r][t]) };
-                    }
-                }
-                i = end;
-                continue;
             }
             while i + S::LANES <= end {
                 // SAFETY: `i + LANES <= k`, inside each of the R rows, `stride` apart, and of the T rows sliced above.

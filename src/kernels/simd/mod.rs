@@ -18,7 +18,7 @@ mod whole;
 
 use half::{bf16, f16};
 
-pub(crate) use element::{Element, Plain};
+pub(crate) use element::{Element, Plain, SCALES};
 #[cfg(test)]
 pub(crate) use whole::rounded;
 pub(crate) use whole::{Int8Whole, round_row};

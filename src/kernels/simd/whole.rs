@@ -6,6 +6,7 @@
 
 use shadowllm_weights::{DType, INT8_GROUP};
 
+use super::element::SCALES;
 use super::{Element, Simd};
 use crate::tensor::Int8;
 
@@ -84,6 +85,11 @@ impl Element for Int8Whole {
     }
 
     #[inline(always)]
+    fn group(i: usize) -> usize {
+        Int8::group(i)
+    }
+
+    #[inline(always)]
     unsafe fn scale(row: *const Self, cols: usize, i: usize) -> f32 {
         // SAFETY: the caller's promise.
         unsafe { Int8::scale(row.cast(), cols, i) }
@@ -107,18 +113,59 @@ impl Element for Int8Whole {
     }
 
     #[inline(always)]
-    unsafe fn add_group<S: Simd>(s: S, row: *const Self, x: *const f32, k: usize, i: usize, acc: S::V) -> S::V {
-        // SAFETY: `i < k`, so the group has a scale in the row and one behind the rounded inputs; its values are read where there
-        // are that many.
-        unsafe {
-            let scale = s.splat(Self::scale(row, k, i) * *x.add(scales(k) + i / INT8_GROUP));
-            let (w, x) = (row.add(i).cast::<i8>(), x.cast::<i16>().add(i));
-            if i + INT8_GROUP <= k {
-                return s.fma(s.dot_group(w, x), scale, acc);
+    unsafe fn scales<S: Simd>(
+        s: S,
+        rows: [*const Self; 2],
+        cols: usize,
+        group: usize,
+        n: usize,
+        factor: f32,
+        out: &mut [f32; SCALES],
+    ) {
+        // SAFETY: the caller's promise.
+        unsafe { Int8::scales(s, rows.map(|row| row.cast()), cols, group, n, factor, out) }
+    }
+
+    #[inline(always)]
+    unsafe fn whole_row<S: Simd>(s: S, row: *const Self, next: *const Self, x: *const f32, k: usize) -> S::V {
+        let groups = k / INT8_GROUP;
+        let mut factors = [0.0; SCALES];
+        // Two sums, so that an addition need not wait for the one before.
+        let mut acc = [s.zero(); 2];
+        for first in (0..groups).step_by(SCALES) {
+            let n = SCALES.min(groups - first);
+            // SAFETY: the row has groups `first .. first + n` whole, and so have the inputs, with their scales behind them.
+            unsafe {
+                Self::scales(s, [row, next], k, first, n, 1.0, &mut factors);
+                let scales = x.add(scales(k) + first);
+                for (j, factor) in factors[..n].iter_mut().enumerate() {
+                    *factor *= *scales.add(j);
+                }
+                let products = |j: usize| {
+                    let at = (first + j) * INT8_GROUP;
+                    s.prefetch(next.wrapping_add(at));
+                    s.dot_group(row.add(at).cast(), x.cast::<i16>().add(at))
+                };
+                for j in (0..n / 2 * 2).step_by(2) {
+                    acc[0] = s.fma(products(j), s.splat(factors[j]), acc[0]);
+                    acc[1] = s.fma(products(j + 1), s.splat(factors[j + 1]), acc[1]);
+                }
+                if n % 2 == 1 {
+                    acc[0] = s.fma(products(n - 1), s.splat(factors[n - 1]), acc[0]);
+                }
             }
-            let rest = s.splat(s.dot_bytes(w, x, k - i) as f32);
-            // The sum is that of all lanes, and of a power of two of them.
-            s.fma(s.mul(rest, s.splat(1.0 / S::LANES as f32)), scale, acc)
+        }
+        let sum = s.add(acc[0], acc[1]);
+        let at = groups * INT8_GROUP;
+        if at == k {
+            return sum;
+        }
+        // SAFETY: `k - at` values are left in the row and of the inputs, with a scale in either.
+        unsafe {
+            let rest = s.dot_bytes(row.add(at).cast(), x.cast::<i16>().add(at), k - at) as f32;
+            let scale = Self::scale(row, k, at) * *x.add(scales(k) + groups);
+            // The sum is that of all lanes, and there are a power of two of them.
+            s.fma(s.splat(rest / S::LANES as f32), s.splat(scale), sum)
         }
     }
 }
