@@ -31,8 +31,8 @@ pub(crate) struct CpuArgs {
     #[arg(long, value_name = "ISA")]
     pub isa: Option<IsaName>,
 
-    /// Products with bf16 and int8 weights: f32 is exact; bf16 rounds activations, to bf16 where 32 and more tokens are multiplied
-    /// at once, to 16 bits in decode steps over int8 weights, and is faster where the processor has the instructions [default: bf16 for generate, chat, train and shadow-bench, f32 for
+    /// Products of bf16 and int8 weights with 32 and more tokens at once: f32 is exact; bf16 rounds activations, and is faster where
+    /// the processor has the instructions [default: bf16 for generate, chat, train and shadow-bench, f32 for
     /// everything else].
     #[arg(long, value_name = "TYPE")]
     pub compute: Option<Compute>,

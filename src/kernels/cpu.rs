@@ -12,17 +12,15 @@ use super::isa::{Geometry, Isa, Kernel};
 use super::{IsaName, KernelError};
 use crate::tensor::Buffer;
 
-/// Precision of the products with weights: where many rows are multiplied at once (prefill, scoring), and with `int8` weights everywhere.
+/// Precision of the products in [`linear`](super::linear) when many rows are multiplied at once (prefill, scoring).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Compute {
     /// Activations and weights as they are, products in `f32`.
     #[default]
     F32,
-    /// Where at least 32 rows are multiplied with `bf16` or `int8` weights, activations are rounded to `bf16` first (nearest even), and so
-    /// are `int8` weights; sums in `f32`. Uses the processor's `bf16` instructions where they exist and rounds the same way where they
-    /// do not. Where fewer rows are (decode steps), activations that are multiplied with rows of `int8` weights are rounded to 16
-    /// bits, with a scale for every 64 of them, and multiplied and summed as whole numbers; of columns of `int8` weights (output
-    /// projections) and of all other weights products are as with [`Compute::F32`].
+    /// Activations that are multiplied with `bf16` or `int8` weights are rounded to `bf16` first (nearest even), and so are `int8`
+    /// weights; sums in `f32`; other weights as with [`Compute::F32`]. Uses the processor's `bf16` instructions where they exist and rounds the same way
+    /// where they do not.
     Bf16,
 }
 

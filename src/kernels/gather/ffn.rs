@@ -10,8 +10,7 @@ use super::pieces::Pieces;
 use super::streams::{STREAMS, add_rows, dots};
 use crate::kernels::cpu::Cpu;
 use crate::kernels::isa::Kernel;
-use crate::kernels::linear::whole_inputs;
-use crate::kernels::simd::{Element, Int8Whole, Simd, math};
+use crate::kernels::simd::{Element, Simd, math};
 use crate::tensor::{Matrix, MatrixView};
 
 /// Records whose first products are computed before the rest of those that count is read, where it is not known beforehand
@@ -106,10 +105,7 @@ pub fn ffn_gather(cpu: &Cpu, spec: &FfnGather<'_>, list: &[u32], x: &[f32], out:
         MatrixView::F32(w) => gather(cpu, Records { spec, w, rows, list, x }, out),
         MatrixView::F16(w) => gather(cpu, Records { spec, w, rows, list, x }, out),
         MatrixView::BF16(w) => gather(cpu, Records { spec, w, rows, list, x }, out),
-        MatrixView::I8(w) => match &whole_inputs(cpu, x, d) {
-            Some(x) => gather(cpu, Records { spec, w: Int8Whole::of(w), rows, list, x }, out),
-            None => gather(cpu, Records { spec, w, rows, list, x }, out),
-        },
+        MatrixView::I8(w) => gather(cpu, Records { spec, w, rows, list, x }, out),
     }
 }
 

@@ -7,8 +7,7 @@ use super::ffn::{FfnGather, GatherCount, Records, activate, ffn_gather};
 use super::together::{MOST_SEQUENCES, Merge, PAIRS, Pair, Terms, pair_dots, sum_columns};
 use crate::kernels::cpu::{Cpu, SharedOut};
 use crate::kernels::isa::Kernel;
-use crate::kernels::linear::whole_inputs;
-use crate::kernels::simd::{Element, Int8Whole, Simd};
+use crate::kernels::simd::{Element, Simd};
 use crate::tensor::MatrixView;
 
 /// [`ffn_gather`] for several sequences: of each the bits that it has alone, and every record is read once for all that list it.
@@ -48,10 +47,7 @@ pub fn ffn_gather_batch(
         MatrixView::F32(w) => gather(cpu, Batch { specs, lists, w, x, d }, out, counts),
         MatrixView::F16(w) => gather(cpu, Batch { specs, lists, w, x, d }, out, counts),
         MatrixView::BF16(w) => gather(cpu, Batch { specs, lists, w, x, d }, out, counts),
-        MatrixView::I8(w) => match &whole_inputs(cpu, x, d) {
-            Some(x) => gather(cpu, Batch { specs, lists, w: Int8Whole::of(w), x, d }, out, counts),
-            None => gather(cpu, Batch { specs, lists, w, x, d }, out, counts),
-        },
+        MatrixView::I8(w) => gather(cpu, Batch { specs, lists, w, x, d }, out, counts),
     }
 }
 

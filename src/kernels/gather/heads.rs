@@ -7,8 +7,8 @@ use super::pieces::Pieces;
 use super::streams::{add_rows, dots};
 use crate::kernels::cpu::{Cpu, SharedOut};
 use crate::kernels::isa::Kernel;
-use crate::kernels::linear::{Linear, Rows, whole_inputs};
-use crate::kernels::simd::{Element, Int8Whole, Simd};
+use crate::kernels::linear::{Linear, Rows};
+use crate::kernels::simd::{Element, Simd};
 use crate::tensor::{Matrix, MatrixView, RowsOf};
 
 /// Tokens that [`kv_project`] takes at a time: their inputs then stay in the second-level cache.
@@ -55,10 +55,7 @@ pub fn heads_project(
         MatrixView::F32(w) => project(cpu, Heads { w, head_dim, d: x.len(), list }, bias, x, out),
         MatrixView::F16(w) => project(cpu, Heads { w, head_dim, d: x.len(), list }, bias, x, out),
         MatrixView::BF16(w) => project(cpu, Heads { w, head_dim, d: x.len(), list }, bias, x, out),
-        MatrixView::I8(w) => match &whole_inputs(cpu, x, x.len()) {
-            Some(x) => project(cpu, Heads { w: Int8Whole::of(w), head_dim, d: x.len(), list }, bias, x, out),
-            None => project(cpu, Heads { w, head_dim, d: x.len(), list }, bias, x, out),
-        },
+        MatrixView::I8(w) => project(cpu, Heads { w, head_dim, d: x.len(), list }, bias, x, out),
     }
 }
 
@@ -151,13 +148,7 @@ pub fn kv_project(
             MatrixView::F32(w) => project_kv(cpu, &w[record.clone()], biases, x, [keys, values], head_dim),
             MatrixView::F16(w) => project_kv(cpu, &w[record.clone()], biases, x, [keys, values], head_dim),
             MatrixView::BF16(w) => project_kv(cpu, &w[record.clone()], biases, x, [keys, values], head_dim),
-            MatrixView::I8(w) => match &whole_inputs(cpu, x, d) {
-                Some(x) => {
-                    let w = Int8Whole::of(&w[record.clone()]);
-                    project_kv(cpu, w, biases, x, [keys, values], head_dim);
-                }
-                None => project_kv(cpu, &w[record.clone()], biases, x, [keys, values], head_dim),
-            },
+            MatrixView::I8(w) => project_kv(cpu, &w[record.clone()], biases, x, [keys, values], head_dim),
         }
     }
 }

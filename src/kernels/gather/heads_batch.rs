@@ -6,8 +6,7 @@ use super::heads::{Heads, check, heads_output, heads_project};
 use super::together::{MOST_SEQUENCES, Merge, PAIRS, Pair, Terms, pair_dots, sum_columns};
 use crate::kernels::cpu::{Cpu, SharedOut};
 use crate::kernels::isa::Kernel;
-use crate::kernels::linear::whole_inputs;
-use crate::kernels::simd::{Element, Int8Whole, Simd};
+use crate::kernels::simd::{Element, Simd};
 use crate::tensor::{Matrix, MatrixView};
 
 /// Checks what both functions are given; returns how many heads all sequences list together.
@@ -61,10 +60,7 @@ pub fn heads_project_batch(
         MatrixView::F32(w) => project(cpu, Batch { w, head_dim, d, lists }, bias, x, out),
         MatrixView::F16(w) => project(cpu, Batch { w, head_dim, d, lists }, bias, x, out),
         MatrixView::BF16(w) => project(cpu, Batch { w, head_dim, d, lists }, bias, x, out),
-        MatrixView::I8(w) => match &whole_inputs(cpu, x, d) {
-            Some(x) => project(cpu, Batch { w: Int8Whole::of(w), head_dim, d, lists }, bias, x, out),
-            None => project(cpu, Batch { w, head_dim, d, lists }, bias, x, out),
-        },
+        MatrixView::I8(w) => project(cpu, Batch { w, head_dim, d, lists }, bias, x, out),
     }
 }
 

@@ -53,9 +53,6 @@ fn check_lines(records: &Matrix, d: usize) {
 
 /// Names of the kernels, for each weight type.
 pub(super) fn names(cpu: &Cpu) -> Vec<(String, String)> {
-    let name = |dtype| {
-        let kernel = format!("{}-{}-streams{}", cpu.isa(), super::linear::factors(cpu, dtype), streams::STREAMS);
-        (format!("gather {dtype}"), kernel)
-    };
+    let name = |dtype| (format!("gather {dtype}"), format!("{}-{dtype}xf32-streams{}", cpu.isa(), streams::STREAMS));
     DType::ALL.into_iter().map(name).collect()
 }

@@ -11,7 +11,7 @@
 
 use std::ops::Range;
 
-use crate::kernels::simd::{Element, SCALES, Simd};
+use crate::kernels::simd::{Element, Simd};
 
 /// Rows read at the same time.
 pub(super) const STREAMS: usize = 8;
@@ -96,13 +96,6 @@ fn dot_tile<S: Simd, W: Element, const R: usize>(s: S, tile: &Tile<'_, W, R>, x:
     let x = x.as_ptr();
     let mut acc = [s.zero(); R];
     let mut i = 0;
-    if W::WHOLE {
-        for r in 0..R {
-            // SAFETY: `x` and every row are of `k` values.
-            acc[r] = unsafe { W::whole_row(s, rows[r], next[r], x, k) };
-        }
-        i = k;
-    }
     while i < k {
         let (start, end) = (i, W::group_end(i, k));
         let mut sums = if W::SCALED { [s.zero(); R] } else { acc };
@@ -167,26 +160,15 @@ fn add_tile<S: Simd, W: Element, const R: usize>(
     }
     let next = tile.next;
     let sum = sum.as_mut_ptr().wrapping_sub(first);
-    // Factors times the scales of some groups, and how many of these are behind.
-    let (mut scaled, mut behind) = ([[0.0; SCALES]; R], SCALES);
     let mut i = first;
     while i < last {
         let end = last.min(W::group_end(i, cols));
         if W::SCALED {
-            if behind == SCALES {
-                let group = W::group(i);
-                let n = SCALES.min(W::group(last - 1) + 1 - group);
-                for r in 0..R {
-                    // SAFETY: every row is whole, and the groups are those of columns.
-                    unsafe { W::scales(s, [rows[r], next[r]], cols, group, n, factors[r], &mut scaled[r]) };
-                }
-                behind = 0;
-            }
             for r in 0..R {
-                s.prefetch(next[r].wrapping_add(i));
-                zs[r] = s.splat(scaled[r][behind]);
+                W::prefetch(s, next[r], cols, i);
+                // SAFETY: every row is whole, and `i < cols`.
+                zs[r] = s.splat(factors[r] * unsafe { W::scale(rows[r], cols, i) });
             }
-            behind += 1;
         }
         while i + S::LANES <= end {
             // SAFETY: `i + LANES <= last`, so values of `sum` from `i - first` on and of every row from `i` on.

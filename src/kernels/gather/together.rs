@@ -124,13 +124,6 @@ fn pair_tile<'a, S: Simd, W: Element, const R: usize>(
     }
     let mut acc = [s.zero(); R];
     let mut i = 0;
-    if W::WHOLE {
-        for r in 0..R {
-            // SAFETY: every row and every `x` are of `k` values.
-            acc[r] = unsafe { W::whole_row(s, rows[r], next[r], xs[r], k) };
-        }
-        i = k;
-    }
     while i < k {
         let (start, end) = (i, W::group_end(i, k));
         let mut sums = if W::SCALED { [s.zero(); R] } else { acc };

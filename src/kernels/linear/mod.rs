@@ -13,7 +13,6 @@
 mod amx;
 mod gemm;
 mod gradient;
-mod inputs;
 mod micro;
 #[cfg(test)]
 pub(crate) mod oracle;
@@ -28,7 +27,6 @@ mod weights;
 use std::ops::Range;
 
 pub use gradient::{bias_gradient, weight_gradient};
-pub(crate) use inputs::whole_inputs;
 pub(crate) use micro::micro;
 pub(crate) use product::Exact;
 pub(crate) use rows::Rows;
@@ -42,10 +40,9 @@ use weights::{ByRows, Words};
 
 use super::IsaName;
 use super::cpu::{Compute, Cpu, SharedOut};
-use super::simd::{Element, Int8Whole};
 use crate::tensor::{Matrix, MatrixView, RowsOf};
 
-/// Rows from which [`Compute::Bf16`] rounds to `bf16`. The same on every instruction set, because it is part of the meaning.
+/// Rows from which [`Compute::Bf16`] rounds. The same on every instruction set, because it is part of the meaning.
 const BF16_ROWS: usize = 32;
 
 /// Fewer rows than this have the bits, each, that one row has: whatever the matrix and however it is stored.
@@ -75,8 +72,7 @@ fn compute(cpu: &Cpu, dtype: DType) -> Compute {
 ///
 /// `w` `[N, K]`, `bias` `[N]`, `x` `[T, K]`, `out` `[T, N]`: `out[t][n] = sum_k x[t][k] * w[n][k] + bias[n]`, accumulated in
 /// `f32`: `|error| <= (K/8 + 16) * 2^-23 * (sum_k |x[t][k] * w[n][k]| + |bias[n]|)`. With [`Compute::Bf16`], `bf16`
-/// or `int8` weights and at least 32 rows, `x` is rounded to `bf16` first, and so are `int8` weights. With [`Compute::Bf16`], `int8`
-/// weights, fewer rows and `K >= 64`, every 64 values of a row of `x` are rounded to 16 bits of the largest of them first.
+/// or `int8` weights and at least 32 rows, `x` is rounded to `bf16` first, and so are `int8` weights.
 ///
 /// # Panics
 /// If the lengths do not fit: `x.len() == T * K`, `out.len() == T * N`, `bias.len() == N`.
@@ -92,13 +88,7 @@ pub fn linear(cpu: &Cpu, w: &Matrix, bias: Option<&[f32]>, x: &[f32], out: &mut 
         MatrixView::F32(v) => Linear { w: w.rows_of(v), bias, x, n, k, t }.run(cpu, out),
         MatrixView::F16(v) => Linear { w: w.rows_of(v), bias, x, n, k, t }.run(cpu, out),
         MatrixView::BF16(v) => Linear { w: w.rows_of(v), bias, x, n, k, t }.run(cpu, out),
-        MatrixView::I8(v) => {
-            let rounded = if t < gemm_rows(cpu, DType::I8) { whole_inputs(cpu, x, k) } else { None };
-            match &rounded {
-                Some(x) => Linear { w: w.rows_of(Int8Whole::of(v)), bias, x, n, k, t }.run_rows(cpu, out),
-                None => Linear { w: w.rows_of(v), bias, x, n, k, t }.run(cpu, out),
-            }
-        }
+        MatrixView::I8(v) => Linear { w: w.rows_of(v), bias, x, n, k, t }.run(cpu, out),
     }
 }
 
@@ -137,22 +127,15 @@ fn blocked_name(cpu: &Cpu, dtype: DType, compute: Compute) -> String {
     format!("{isa}-{factors}-tile{}x{}", gemm::TILE_ROWS, gemm::panel_tokens(cpu.geometry()))
 }
 
-/// Number formats of the factors of one to a few rows.
-pub(super) fn factors(cpu: &Cpu, dtype: DType) -> String {
-    let inputs = if dtype == DType::I8 && cpu.compute() == Compute::Bf16 { "int16" } else { "f32" };
-    format!("{dtype}x{inputs}")
-}
-
 /// Names of the kernels that [`linear`] and [`linear_transposed`] run, for each weight type.
 pub(super) fn names(cpu: &Cpu) -> Vec<(String, String)> {
     let isa = cpu.isa();
     let mut names = Vec::new();
     for dtype in DType::ALL {
         let many = gemm_rows(cpu, dtype);
-        let factors = factors(cpu, dtype);
-        names.push((format!("linear {dtype}, 1 row"), format!("{isa}-{factors}-rows8x1")));
+        names.push((format!("linear {dtype}, 1 row"), format!("{isa}-{dtype}xf32-rows8x1")));
         let group = if cpu.geometry().registers >= 32 { 4 } else { 2 };
-        names.push((format!("linear {dtype}, 2 to {} rows", many - 1), format!("{isa}-{factors}-rows{group}x4")));
+        names.push((format!("linear {dtype}, 2 to {} rows", many - 1), format!("{isa}-{dtype}xf32-rows{group}x4")));
         let blocked = blocked_name(cpu, dtype, compute(cpu, dtype));
         names.push((format!("linear {dtype}, {many} rows or more"), blocked));
         names.extend(transposed::names(cpu, dtype));
@@ -176,24 +159,17 @@ pub(crate) struct Linear<'a, W> {
 
 impl<W: Words> Linear<'_, W> {
     fn run(self, cpu: &Cpu, out: &mut [f32]) {
+        if self.t == 0 {
+            return;
+        }
         let Linear { w, bias, x, n, k, t } = self;
         if t >= gemm_rows(cpu, W::DTYPE) {
             let factors = Factors { weights: ByRows { w, cols: k }, bias, x, n, k, t };
             return gemm(cpu, compute(cpu, W::DTYPE), factors, out);
         }
-        self.run_rows(cpu, out);
-    }
-}
-
-impl<W: Element> Linear<'_, W> {
-    /// By the loop over rows, however many there are.
-    fn run_rows(self, cpu: &Cpu, out: &mut [f32]) {
-        if self.t == 0 {
-            return;
-        }
-        let row_bytes = self.w.span * size_of::<W>();
+        let row_bytes = w.span * size_of::<W>();
         let out = SharedOut::new(out);
         let chunk = |range: Range<usize>| cpu.run(Rows { linear: self, range, out });
-        cpu.split(self.n, rows::STREAMS, row_bytes, &chunk);
+        cpu.split(n, rows::STREAMS, row_bytes, &chunk);
     }
 }

@@ -3,21 +3,13 @@
 use half::bf16;
 use shadowllm_weights::DType;
 
-use super::{BF16_ROWS, Compute};
-use crate::kernels::simd::{Int8Whole, rounded};
+use crate::kernels::Compute;
 use crate::kernels::testing::widened;
 use crate::tensor::Matrix;
 
 /// Expected value and error bound of every output `[T, N]`.
 pub(crate) fn linear(w: &Matrix, bias: Option<&[f32]>, x: &[f32], compute: Compute) -> Vec<(f64, f64)> {
-    let (shape, dtype) = ([w.rows(), w.cols()], w.dtype());
-    if compute == Compute::Bf16 && x.len() < BF16_ROWS * w.cols() {
-        // Inputs of 16 bits, or as they are; products as they are.
-        let whole = dtype == DType::I8 && Int8Whole::takes(w.cols());
-        let x = if whole { x.chunks_exact(w.cols()).flat_map(rounded).collect() } else { x.to_vec() };
-        return product(&widened(w), shape, dtype, bias, &x, Compute::F32);
-    }
-    product(&widened(w), shape, dtype, bias, x, compute)
+    product(&widened(w), [w.rows(), w.cols()], w.dtype(), bias, x, compute)
 }
 
 /// Expected value and error bound of every output `[T, K]` of the product with the transposed matrix: that of a layer whose

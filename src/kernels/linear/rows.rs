@@ -131,18 +131,6 @@ impl<W: Element> Rows<'_, W> {
         let x = x[first * k..(first + T) * k].as_ptr();
         let mut acc = [[s.zero(); T]; R];
         let mut i = 0;
-        if W::WHOLE {
-            for r in 0..R {
-                // SAFETY: the R rows, `stride` apart, and the T rows sliced above are whole.
-                let row = unsafe { w.add(r * stride) };
-                let next = if AHEAD > 0 { ahead.wrapping_add(r * stride) } else { row };
-                for t in 0..T {
-                    // SAFETY: as above.
-                    acc[r][t] = unsafe { W::whole_row(s, row, if t == 0 { next } else { row }, x.add(t * k), k) };
-                }
-            }
-            i = k;
-        }
         while i < k {
             let end = W::group_end(i, k);
             let start = i;

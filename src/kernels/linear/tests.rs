@@ -70,9 +70,8 @@ fn large_shapes_agree(isa: IsaName) {
 
 fn bf16_products_agree_with_the_oracle(isa: IsaName) {
     let Some(cpu) = cpu(isa, 2, Compute::Bf16) else { return };
-    let rows = prop_oneof![Just(1usize), 2..BF16_ROWS, BF16_ROWS..90];
-    let cases = (1usize..30, 1usize..700, rows, dtype(), any::<u64>());
-    proptest!(ProptestConfig::with_cases(100), |((n, k, t, dtype, seed) in cases)| {
+    let cases = (1usize..30, 1usize..700, BF16_ROWS..90, dtype(), any::<u64>());
+    proptest!(ProptestConfig::with_cases(40), |((n, k, t, dtype, seed) in cases)| {
         let (w, x) = (matrix(seed, n, k, dtype), values(seed ^ 2, t * k));
         close(&run(&cpu, &w, None, &x), &oracle::linear(&w, None, &x, Compute::Bf16))?;
     });
@@ -96,10 +95,8 @@ fn threads_change_nothing(isa: IsaName) {
 }
 
 fn few_rows_are_the_rows_one_by_one(isa: IsaName) {
-    for (dtype, compute) in
-        DType::ALL.map(|dtype| (dtype, Compute::F32)).into_iter().chain([(DType::I8, Compute::Bf16)])
-    {
-        let Some(cpu) = cpu(isa, 2, compute) else { return };
+    let Some(cpu) = cpu(isa, 2, Compute::F32) else { return };
+    for dtype in DType::ALL {
         let blocked = super::gemm_rows(&cpu, dtype);
         for t in [2, 3, 4, 5, 7, 8, 13, blocked - 1] {
             let (n, k) = (37, 203);
@@ -116,9 +113,9 @@ fn both(seed: u64, n: usize, k: usize) -> [crate::tensor::Matrix; 2] {
 }
 
 fn broken_values_stay_visible(isa: IsaName) {
-    for (compute, t) in [1, 5, 120].into_iter().flat_map(|t| [(Compute::F32, t), (Compute::Bf16, t)]) {
-        let Some(cpu) = cpu(isa, 1, compute) else { return };
-        let (n, k) = (9, 70);
+    let Some(cpu) = cpu(isa, 1, Compute::F32) else { return };
+    for t in [1, 5, 120] {
+        let (n, k) = (9, 50);
         for (w, broken) in both(8, n, k).into_iter().flat_map(|w| [(w.clone(), f32::NAN), (w, f32::INFINITY)]) {
             let mut x = values(9, t * k);
             x[(t - 1) * k + 49] = broken;

@@ -228,19 +228,6 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn dot_group(self, w: *const i8, x: *const i16) -> __m256 {
-        // SAFETY: the caller promises 64 values of both.
-        unsafe {
-            let mut acc = _mm256_setzero_si256();
-            for i in [0, 16, 32, 48] {
-                let wide = _mm256_cvtepi8_epi16(_mm_loadu_si128(w.add(i).cast()));
-                acc = _mm256_add_epi32(acc, _mm256_madd_epi16(wide, _mm256_loadu_si256(x.add(i).cast())));
-            }
-            _mm256_cvtepi32_ps(acc)
-        }
-    }
-
-    #[inline(always)]
     fn sum(self, v: __m256) -> f32 {
         // SAFETY: see `splat`.
         unsafe { reduce!(v, _mm_add_ps, _mm_add_ss) }

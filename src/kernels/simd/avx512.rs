@@ -216,18 +216,6 @@ macro_rules! simd_avx512 {
             }
 
             #[inline(always)]
-            unsafe fn dot_group(self, w: *const i8, x: *const i16) -> __m512 {
-                // SAFETY: the caller promises 64 values of both.
-                unsafe {
-                    let first = _mm512_cvtepi8_epi16(_mm256_loadu_si256(w.cast()));
-                    let second = _mm512_cvtepi8_epi16(_mm256_loadu_si256(w.add(32).cast()));
-                    let first = _mm512_madd_epi16(first, _mm512_loadu_si512(x.cast()));
-                    let second = _mm512_madd_epi16(second, _mm512_loadu_si512(x.add(32).cast()));
-                    _mm512_cvtepi32_ps(_mm512_add_epi32(first, second))
-                }
-            }
-
-            #[inline(always)]
             fn sum(self, v: __m512) -> f32 {
                 // SAFETY: see `splat`.
                 unsafe { reduce!(v, _mm256_add_ps, _mm_add_ps, _mm_add_ss) }

@@ -10,9 +10,6 @@ use shadowllm_weights::{DType, INT8_GROUP, int8_scales};
 use super::Simd;
 use crate::tensor::Int8;
 
-/// Scales that are taken together: reading them one by one would cost as much as the products of their groups.
-pub(crate) const SCALES: usize = 16;
-
 /// An element type that rows of weights may consist of. Widening is exact: a weight is the value read, times its scale where the
 /// format has scales.
 pub(crate) trait Element: Copy + Send + Sync + 'static {
@@ -21,9 +18,6 @@ pub(crate) trait Element: Copy + Send + Sync + 'static {
 
     /// Whether values have scales; where they have none a scale is 1, and kernels leave it out.
     const SCALED: bool = false;
-
-    /// Whether inputs are 16-bit numbers ([`round_row`](super::round_row)); products are then made by [`Element::whole_row`].
-    const WHOLE: bool = false;
 
     /// Elements that a row of `cols` values consists of, its scales included.
     #[inline(always)]
@@ -58,40 +52,6 @@ pub(crate) trait Element: Copy + Send + Sync + 'static {
     /// # Safety
     /// `p` is valid for reading `n` values.
     unsafe fn load_part<S: Simd>(s: S, p: *const Self, n: usize) -> S::V;
-
-    /// The group that value `i` of a row is of.
-    #[inline(always)]
-    fn group(_i: usize) -> usize {
-        0
-    }
-
-    /// `out[j] = factor * scale` of group `group + j`, for `n` groups of a row of `cols` values; those of the row that comes next are asked
-    /// for.
-    ///
-    /// # Safety
-    /// `row` is valid for reading [`Element::span`] elements, and has these groups.
-    #[inline(always)]
-    unsafe fn scales<S: Simd>(
-        _s: S,
-        [_row, _next]: [*const Self; 2],
-        _cols: usize,
-        _group: usize,
-        n: usize,
-        factor: f32,
-        out: &mut [f32; SCALES],
-    ) {
-        out[..n].fill(factor);
-    }
-
-    /// The products of a row with inputs of 16 bits, both of `k` values, to be summed over the lanes; `next` is the row to ask for
-    /// meanwhile. Only with [`Element::WHOLE`].
-    ///
-    /// # Safety
-    /// `row` is valid for reading [`Element::span`] elements, and `x` holds `k` rounded inputs.
-    #[inline(always)]
-    unsafe fn whole_row<S: Simd>(_s: S, _row: *const Self, _next: *const Self, _x: *const f32, _k: usize) -> S::V {
-        unreachable!("rows of {} take inputs as they are", Self::DTYPE)
-    }
 
     /// Asks for what a kernel reads with the vector at value `i` of the row of `cols` values that begins at `row`, which need
     /// not exist.
@@ -205,7 +165,6 @@ const LINE: usize = 64;
 const SCALES_LINE: usize = LINE / size_of::<bf16>() * INT8_GROUP;
 
 const _: () = assert!(INT8_GROUP.is_multiple_of(MAX_LANES) && LINE.is_multiple_of(MAX_LANES));
-const _: () = assert!(SCALES.is_multiple_of(MAX_LANES));
 
 impl Element for Int8 {
     const DTYPE: DType = DType::I8;
@@ -222,42 +181,10 @@ impl Element for Int8 {
     }
 
     #[inline(always)]
-    fn group(i: usize) -> usize {
-        i / INT8_GROUP
-    }
-
-    #[inline(always)]
     unsafe fn scale(row: *const Int8, cols: usize, i: usize) -> f32 {
         // SAFETY: the scale of group `i / GROUP` stands behind the values, inside the row.
         let bits = unsafe { row.add(int8_scales(cols)).cast::<u16>().add(i / INT8_GROUP).read_unaligned() };
         f32::from_bits(u32::from(bits) << 16)
-    }
-
-    #[inline(always)]
-    unsafe fn scales<S: Simd>(
-        s: S,
-        [row, next]: [*const Int8; 2],
-        cols: usize,
-        group: usize,
-        n: usize,
-        factor: f32,
-        out: &mut [f32; SCALES],
-    ) {
-        s.prefetch(next.wrapping_add(int8_scales(cols) + 2 * group));
-        // SAFETY: the scales of the caller's groups stand behind the values, inside the row.
-        unsafe {
-            let scales = row.add(int8_scales(cols)).cast::<bf16>().add(group);
-            if n == SCALES && scales.is_aligned() {
-                for j in (0..SCALES).step_by(S::LANES) {
-                    let v = s.mul(s.load_bf16(scales.add(j)), s.splat(factor));
-                    s.store(out.as_mut_ptr().add(j), v);
-                }
-                return;
-            }
-            for (j, out) in out[..n].iter_mut().enumerate() {
-                *out = factor * Self::scale(row, cols, (group + j) * INT8_GROUP);
-            }
-        }
     }
 
     #[inline(always)]

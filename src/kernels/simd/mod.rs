@@ -14,14 +14,10 @@ mod avx512;
 mod element;
 pub(crate) mod math;
 mod portable;
-mod whole;
 
 use half::{bf16, f16};
 
-pub(crate) use element::{Element, Plain, SCALES};
-#[cfg(test)]
-pub(crate) use whole::rounded;
-pub(crate) use whole::{Int8Whole, round_row};
+pub(crate) use element::{Element, Plain};
 
 /// A proof token together with the vector operations it makes available.
 pub(crate) trait Simd: Copy + Send + Sync + 'static {
@@ -120,22 +116,6 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     unsafe fn dot_bytes(self, w: *const i8, x: *const i16, n: usize) -> i32 {
         // SAFETY: `i < n`.
         (0..n).map(|i| unsafe { i32::from(*w.add(i)) * i32::from(*x.add(i)) }).sum()
-    }
-
-    /// `sum_i w[i] * x[i]` of 64 values, spread over the lanes: the sum of all lanes is it. A lane's part is exact.
-    ///
-    /// # Safety
-    /// Both are valid for reading 64 values, and the sizes of `x` are at most 32767.
-    #[inline(always)]
-    unsafe fn dot_group(self, w: *const i8, x: *const i16) -> Self::V {
-        let mut lanes = [0; 64];
-        for i in 0..64 {
-            // SAFETY: `i < 64`.
-            lanes[i % Self::LANES] += unsafe { i32::from(*w.add(i)) * i32::from(*x.add(i)) };
-        }
-        let lanes = lanes.map(|lane: i32| lane as f32);
-        // SAFETY: a vector has at most 64 lanes.
-        unsafe { self.load(lanes.as_ptr()) }
     }
 
     /// Sum of all lanes in a fixed order: lane `i` and lane `i + half`, then halves of that, down to one.
