@@ -26,6 +26,7 @@ const ALIGNMENT: usize = 16;
 
 /// Largest value.
 const MOST: f32 = 127.0;
+
 /// Of this size neighbours among `f32` are 1 apart.
 const UNITS: f32 = (3 << 22) as f32;
 
