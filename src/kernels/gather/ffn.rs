@@ -152,7 +152,7 @@ impl<'a, W: Element> Records<'a, W> {
 
     /// Whether any record's rest might not be read, so that it cannot be asked for before the first product is known.
     #[inline(always)]
-    fn may_skip(&self) -> bool {
+    pub(super) fn may_skip(&self) -> bool {
         (self.spec.skip && self.spec.activation == Activation::Relu)
             || (self.rows == 3 && self.spec.gate_thresholds.is_some())
     }

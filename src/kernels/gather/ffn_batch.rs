@@ -4,7 +4,9 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::ffn::{FfnGather, GatherCount, Records, activate, ffn_gather};
-use super::together::{MOST_SEQUENCES, Merge, PAIRS, Pair, Terms, pair_dots, sum_columns};
+use super::group::{Bits, Group, Groups, MOST_SEQUENCES, MOST_UNITS, Rows, below, union, width};
+use super::products::{PRODUCTS_SCRATCH, Products};
+use super::sums::{Terms, sum_columns};
 use crate::kernels::cpu::{Cpu, SharedOut};
 use crate::kernels::isa::Kernel;
 use crate::kernels::simd::{Element, Simd};
@@ -87,14 +89,17 @@ fn gather<W: Element>(cpu: &Cpu, batch: Batch<'_, W>, out: &mut [f32], counts: &
     let read = [const { AtomicUsize::new(0) }; 2];
     let own: [_; MOST_SEQUENCES] = [const { AtomicUsize::new(0) }; MOST_SEQUENCES];
     let bytes = entries * (first.records.row_bytes() - W::span(batch.d) * size_of::<W>()) / f.max(1);
-    cpu.split(f, 1, bytes, &|units| {
-        let inners = Inners { batch, units, offsets: &offsets, inners: shared_inners, live: shared_live, own: &own };
+    let width = width(batch.lists, f);
+    cpu.split(f, width, bytes, &|units| {
+        let mut scratch = cpu.scratch(PRODUCTS_SCRATCH);
+        let (inners, live, scratch) = (shared_inners, shared_live, &mut *scratch);
+        let inners = Inners { batch, units, width, offsets: &offsets, inners, live, own: &own, scratch };
         let [some, whole] = cpu.run(inners);
         read[0].fetch_add(some, Ordering::Relaxed);
         read[1].fetch_add(whole, Ordering::Relaxed);
     });
-    let terms = Weighted { batch, offsets: &offsets, inners: &inners, live: &live };
-    sum_columns(cpu, f, terms, first.out_bias, out);
+    let terms = Weighted { records: batch.records(0), offsets: &offsets, inners: &inners, live: &live };
+    sum_columns(cpu, batch.lists, f, terms, first.out_bias, out);
     for ((count, list), second) in counts.iter_mut().zip(batch.lists).zip(own) {
         *count = GatherCount { first: list.len(), second: second.into_inner() };
     }
@@ -106,6 +111,8 @@ fn gather<W: Element>(cpu: &Cpu, batch: Batch<'_, W>, out: &mut [f32], counts: &
 struct Inners<'a, W> {
     batch: Batch<'a, W>,
     units: Range<usize>,
+    /// Units of a group.
+    width: usize,
     /// Per sequence the place of its first entry.
     offsets: &'a [usize],
     /// `[entries]`
@@ -114,63 +121,52 @@ struct Inners<'a, W> {
     live: SharedOut<'a>,
     /// Per sequence the entries whose records are read to the end.
     own: &'a [AtomicUsize],
+    /// `[PRODUCTS_SCRATCH]`
+    scratch: &'a mut [f32],
 }
+
+/// A value for each unit of each sequence of a group.
+type Values = [[f32; MOST_UNITS]; MOST_SEQUENCES];
 
 impl<W: Element> Kernel for Inners<'_, W> {
     type Out = [usize; 2];
 
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) -> [usize; 2] {
-        let batch = &self.batch;
-        let mut merge = Merge::new(batch.lists, self.units.clone());
-        let (mut pairs, mut inner, mut read) = ([Pair::default(); PAIRS], [0.0; PAIRS], [0; 2]);
-        let mut own = [0; MOST_SEQUENCES];
-        loop {
-            let n = merge.fill(&mut pairs);
-            if n == 0 {
-                break;
-            }
-            let inner = &mut inner[..n.next_multiple_of(S::LANES)];
-            read[0] += units(&pairs[..n]);
-            pair_dots(
-                s,
-                n,
-                |i| pairs[..n].get(i).map(|pair| batch.row(*pair, 0)),
-                |i, product| {
-                    let bias = batch.specs[pairs[i].sequence as usize].bias;
-                    inner[i] = product + bias.map_or(0.0, |bias| bias[pairs[i].unit as usize]);
-                },
-            );
-            activate(s, batch.specs[0].activation, inner);
-            // Those that count, moved together.
-            let mut count = 0;
-            for i in 0..n {
-                let pair = pairs[i];
-                let records = batch.records(pair.sequence as usize);
-                let idle = records.is_idle(pair.unit, inner[i]);
-                self.put(self.live, pair, if idle { 0.0 } else { 1.0 });
-                if !idle {
-                    (pairs[count], inner[count]) = (pair, inner[i]);
-                    own[pair.sequence as usize] += 1;
-                    count += 1;
+    fn run<S: Simd>(mut self, s: S) -> [usize; 2] {
+        let Inners { batch, ref units, width, .. } = self;
+        let records = batch.records(0);
+        let rows = |group: &Group, masks: &[u64; MOST_SEQUENCES], row: usize| {
+            Rows::new(union(masks), |bit| records.row((group.start + bit) as u32, row))
+        };
+        // What is read after first rows, if that is known before their products are.
+        let known = (0..batch.lists.len()).all(|sequence| !batch.records(sequence).may_skip());
+        let mut products = Products::new(batch.x, batch.d, std::mem::take(&mut self.scratch));
+        let [mut inner, mut values] = [[[0.0; MOST_UNITS]; MOST_SEQUENCES]; 2];
+        let (mut read, mut own) = ([0; 2], [0; MOST_SEQUENCES]);
+        let mut groups = Groups::new(batch.lists, units.clone(), width);
+        let mut next = groups.next();
+        while let Some(group) = next {
+            next = groups.next();
+            let following = next.as_ref().map_or(Rows::none(), |next| rows(next, &next.listed, 0));
+            let mut masks = group.listed;
+            for (row, read) in read.iter_mut().enumerate().take(records.rows - 1) {
+                let current = rows(&group, &masks, row);
+                let up = (row == 0 && records.rows == 3 && known).then(|| rows(&group, &masks, 1));
+                products.run(s, &masks, &current, up.as_ref().unwrap_or(&following), |sequence, j, product| {
+                    values[sequence][j] = product;
+                });
+                *read += current.len();
+                if row == 0 {
+                    masks = self.activate(s, &group, &mut values, &mut own);
+                    inner = values;
+                } else {
+                    self.multiply(&group, &masks, &mut inner, &values);
                 }
             }
-            let pairs = &pairs[..count];
-            read[1] += units(pairs);
-            if batch.records(0).rows == 3 {
-                pair_dots(
-                    s,
-                    count,
-                    |i| pairs.get(i).map(|pair| batch.row(*pair, 1)),
-                    |i, product| {
-                        let bias = batch.specs[pairs[i].sequence as usize].up_bias;
-                        inner[i] *= product + bias.map_or(0.0, |bias| bias[pairs[i].unit as usize]);
-                    },
-                );
+            if records.rows == 2 {
+                read[1] += union(&masks).count_ones() as usize;
             }
-            for (&pair, &inner) in pairs.iter().zip(&*inner) {
-                self.put(self.inners, pair, inner);
-            }
+            self.put(&group, &masks, &inner);
         }
         for (sum, own) in self.own.iter().zip(own) {
             sum.fetch_add(own, Ordering::Relaxed);
@@ -179,35 +175,72 @@ impl<W: Element> Kernel for Inners<'_, W> {
     }
 }
 
-/// How many different units there are; they stand together.
-#[inline(always)]
-fn units(pairs: &[Pair]) -> usize {
-    pairs.chunk_by(|a, b| a.unit == b.unit).count()
-}
-
-impl<'a, W: Element> Batch<'a, W> {
-    /// Row `row` of the pair's record, and its sequence's input.
+impl<W: Element> Inners<'_, W> {
+    /// Makes inner values of first products; returns of each sequence the units whose records are read to the end, their values moved together.
     #[inline(always)]
-    fn row(&self, pair: Pair, row: usize) -> (&'a [W], &'a [f32]) {
-        let records = self.records(pair.sequence as usize);
-        (records.row(pair.unit, row), records.x)
+    fn activate<S: Simd>(
+        &self,
+        s: S,
+        group: &Group,
+        values: &mut Values,
+        own: &mut [usize; MOST_SEQUENCES],
+    ) -> [u64; MOST_SEQUENCES] {
+        let mut live = [0; MOST_SEQUENCES];
+        for (sequence, spec) in self.batch.specs.iter().enumerate() {
+            let (values, listed) = (&mut values[sequence], group.listed[sequence]);
+            if let Some(bias) = spec.bias {
+                for (value, bit) in values.iter_mut().zip(Bits(listed)) {
+                    *value += bias[group.start + bit];
+                }
+            }
+            let count = listed.count_ones() as usize;
+            activate(s, spec.activation, &mut values[..count.next_multiple_of(S::LANES)]);
+            let records = self.batch.records(sequence);
+            let entry = self.offsets[sequence] + group.first[sequence];
+            let mut kept = 0;
+            for (j, bit) in Bits(listed).enumerate() {
+                let idle = records.is_idle((group.start + bit) as u32, values[j]);
+                // SAFETY: an entry belongs to one unit, whose task alone writes it; it is below the number of entries.
+                unsafe { *self.live.at(entry + j) = if idle { 0.0 } else { 1.0 } };
+                if !idle {
+                    live[sequence] |= 1 << bit;
+                    values[kept] = values[j];
+                    kept += 1;
+                }
+            }
+            own[sequence] += kept;
+        }
+        live
     }
-}
 
-impl<W> Inners<'_, W> {
-    /// Writes the value of an entry.
+    /// Multiplies inner values with the products of the second rows.
     #[inline(always)]
-    fn put(&self, to: SharedOut<'_>, pair: Pair, value: f32) {
-        let at = self.offsets[pair.sequence as usize] + pair.place as usize;
-        // SAFETY: an entry belongs to one unit, whose task alone writes it; it is below the number of entries.
-        unsafe { *to.at(at) = value };
+    fn multiply(&self, group: &Group, live: &[u64; MOST_SEQUENCES], inner: &mut Values, products: &Values) {
+        for (sequence, spec) in self.batch.specs.iter().enumerate() {
+            for (j, bit) in Bits(live[sequence]).enumerate() {
+                inner[sequence][j] *= products[sequence][j] + spec.up_bias.map_or(0.0, |bias| bias[group.start + bit]);
+            }
+        }
+    }
+
+    /// Writes the values of live entries.
+    #[inline(always)]
+    fn put(&self, group: &Group, live: &[u64; MOST_SEQUENCES], inner: &Values) {
+        for sequence in 0..self.batch.specs.len() {
+            let entry = self.offsets[sequence] + group.first[sequence];
+            for (j, bit) in Bits(live[sequence]).enumerate() {
+                // SAFETY: an entry belongs to one unit, whose task alone writes it; it is below the number of entries.
+                unsafe { *self.inners.at(entry + below(group.listed[sequence], bit)) = inner[sequence][j] };
+            }
+        }
     }
 }
 
 /// The inner values with the last rows of their records.
 #[derive(Clone, Copy)]
 struct Weighted<'a, W> {
-    batch: Batch<'a, W>,
+    /// Of any sequence: their weights are the same.
+    records: Records<'a, W>,
     offsets: &'a [usize],
     /// `[entries]`
     inners: &'a [f32],
@@ -217,32 +250,16 @@ struct Weighted<'a, W> {
 
 impl<W: Element> Terms<W> for Weighted<'_, W> {
     #[inline(always)]
-    fn sequences(self) -> usize {
-        self.batch.lists.len()
-    }
-
-    #[inline(always)]
-    fn len(self, sequence: usize) -> usize {
-        self.batch.lists[sequence].len()
-    }
-
-    #[inline(always)]
-    fn place(self, sequence: usize, entry: usize) -> usize {
-        self.batch.lists[sequence][entry] as usize
-    }
-
-    #[inline(always)]
     fn factor(self, sequence: usize, entry: usize) -> Option<f32> {
         let at = self.offsets[sequence] + entry;
         (self.live[at] != 0.0).then(|| self.inners[at])
     }
 
     #[inline(always)]
-    fn row<'a>(self, sequence: usize, entry: usize) -> &'a [W]
+    fn row<'a>(self, unit: usize) -> &'a [W]
     where
         Self: 'a,
     {
-        let records = self.batch.records(sequence);
-        records.row(records.list[entry], records.rows - 1)
+        self.records.row(unit as u32, self.records.rows - 1)
     }
 }

@@ -2,8 +2,10 @@
 
 use std::ops::Range;
 
-use super::heads::{Heads, check, heads_output, heads_project};
-use super::together::{MOST_SEQUENCES, Merge, PAIRS, Pair, Terms, pair_dots, sum_columns};
+use super::group::{Groups, MOST_SEQUENCES, Rows, union, width};
+use super::heads::{check, heads_output, heads_project};
+use super::products::{PRODUCTS_SCRATCH, Products};
+use super::sums::{Terms, sum_columns};
 use crate::kernels::cpu::{Cpu, SharedOut};
 use crate::kernels::isa::Kernel;
 use crate::kernels::simd::{Element, Simd};
@@ -18,16 +20,6 @@ fn check_lists(heads: &Matrix, lists: &[&[u32]]) -> usize {
         }
     }
     lists.iter().map(|list| list.len()).sum()
-}
-
-/// Where each sequence's heads begin among those of all.
-fn offsets(lists: &[&[u32]]) -> [usize; MOST_SEQUENCES] {
-    let (mut offsets, mut sum) = ([0; MOST_SEQUENCES], 0);
-    for (offset, list) in offsets.iter_mut().zip(lists) {
-        *offset = sum;
-        sum += list.len();
-    }
-    offsets
 }
 
 /// [`heads_project`] for several sequences: of each the bits that it has alone, and every head is read once for all that list it.
@@ -57,20 +49,30 @@ pub fn heads_project_batch(
         assert_eq!(bias.len(), heads.rows() * head_dim, "one bias for each row of Wq expected");
     }
     match heads.view() {
-        MatrixView::F32(w) => project(cpu, Batch { w, head_dim, d, lists }, bias, x, out),
-        MatrixView::F16(w) => project(cpu, Batch { w, head_dim, d, lists }, bias, x, out),
-        MatrixView::BF16(w) => project(cpu, Batch { w, head_dim, d, lists }, bias, x, out),
-        MatrixView::I8(w) => project(cpu, Batch { w, head_dim, d, lists }, bias, x, out),
+        MatrixView::F32(w) => project(cpu, Halves { w, head_dim, d, half: 0 }, lists, bias, x, out),
+        MatrixView::F16(w) => project(cpu, Halves { w, head_dim, d, half: 0 }, lists, bias, x, out),
+        MatrixView::BF16(w) => project(cpu, Halves { w, head_dim, d, half: 0 }, lists, bias, x, out),
+        MatrixView::I8(w) => project(cpu, Halves { w, head_dim, d, half: 0 }, lists, bias, x, out),
     }
 }
 
-fn project<W: Element>(cpu: &Cpu, batch: Batch<'_, W>, bias: Option<&[f32]>, x: &[f32], out: &mut [f32]) {
-    let span = W::span(batch.d);
-    let heads = batch.w.len() / (2 * batch.head_dim * span).max(1);
-    let bytes = out.len() * span * size_of::<W>() / heads.max(1);
-    let (offsets, out) = (offsets(batch.lists), SharedOut::new(out));
-    cpu.split(heads, 1, bytes, &|range| {
-        cpu.run(Project { batch, bias, x, heads: range, offsets: &offsets, out });
+fn project<W: Element>(
+    cpu: &Cpu,
+    halves: Halves<'_, W>,
+    lists: &[&[u32]],
+    bias: Option<&[f32]>,
+    x: &[f32],
+    out: &mut [f32],
+) {
+    let span = W::span(halves.d);
+    let rows = halves.rows();
+    let bytes = out.len() * span * size_of::<W>() / rows.max(1);
+    let lists = RowLists::new(lists, halves.head_dim);
+    let (lists, offsets) = (&*lists.lists(), &lists.offsets);
+    let (width, out) = (width(lists, rows), SharedOut::new(out));
+    cpu.split(rows, width, bytes, &|rows| {
+        let mut scratch = cpu.scratch(PRODUCTS_SCRATCH);
+        cpu.run(Project { halves, lists, offsets, bias, x, rows, width, out, scratch: &mut scratch });
     });
 }
 
@@ -100,57 +102,94 @@ pub fn heads_output_batch(
     if let Some(bias) = bias {
         assert_eq!(bias.len(), d, "one bias for each of {d} outputs expected");
     }
-    let (rows, offsets) = (heads.rows() * head_dim, offsets(lists));
-    let offsets = &offsets;
     match heads.view() {
-        MatrixView::F32(w) => {
-            let batch = Batch { w, head_dim, d, lists };
-            sum_columns(cpu, rows, Weighted { batch, offsets, contexts }, bias, out);
-        }
-        MatrixView::F16(w) => {
-            let batch = Batch { w, head_dim, d, lists };
-            sum_columns(cpu, rows, Weighted { batch, offsets, contexts }, bias, out);
-        }
-        MatrixView::BF16(w) => {
-            let batch = Batch { w, head_dim, d, lists };
-            sum_columns(cpu, rows, Weighted { batch, offsets, contexts }, bias, out);
-        }
-        MatrixView::I8(w) => {
-            let batch = Batch { w, head_dim, d, lists };
-            sum_columns(cpu, rows, Weighted { batch, offsets, contexts }, bias, out);
-        }
+        MatrixView::F32(w) => output(cpu, Halves { w, head_dim, d, half: 1 }, lists, contexts, bias, out),
+        MatrixView::F16(w) => output(cpu, Halves { w, head_dim, d, half: 1 }, lists, contexts, bias, out),
+        MatrixView::BF16(w) => output(cpu, Halves { w, head_dim, d, half: 1 }, lists, contexts, bias, out),
+        MatrixView::I8(w) => output(cpu, Halves { w, head_dim, d, half: 1 }, lists, contexts, bias, out),
     }
 }
 
-/// Records of heads, and which of them each sequence lists.
+fn output<W: Element>(
+    cpu: &Cpu,
+    halves: Halves<'_, W>,
+    lists: &[&[u32]],
+    contexts: &[f32],
+    bias: Option<&[f32]>,
+    out: &mut [f32],
+) {
+    let lists = RowLists::new(lists, halves.head_dim);
+    let (lists, offsets) = (&*lists.lists(), &lists.offsets);
+    sum_columns(cpu, lists, halves.rows(), Weighted { halves, offsets, contexts }, bias, out);
+}
+
+/// The first (0) or second (1) halves of the records of all heads.
 #[derive(Clone, Copy)]
-struct Batch<'a, W> {
+struct Halves<'a, W> {
     /// `[H, 2*d_h, d]`, with scales
     w: &'a [W],
     head_dim: usize,
     d: usize,
-    lists: &'a [&'a [u32]],
+    half: usize,
 }
 
-impl<'a, W: Element> Batch<'a, W> {
+impl<'a, W: Element> Halves<'a, W> {
+    /// Rows of all heads.
+    fn rows(&self) -> usize {
+        self.w.len() / (2 * W::span(self.d)).max(1)
+    }
+
+    /// Row `i`, counted through all heads.
     #[inline(always)]
-    fn heads(&self, sequence: usize) -> Heads<'a, W> {
-        Heads { w: self.w, head_dim: self.head_dim, d: self.d, list: self.lists[sequence] }
+    fn row(&self, i: usize) -> &'a [W] {
+        let (head, own, span) = (i / self.head_dim, i % self.head_dim, W::span(self.d));
+        &self.w[((2 * head + self.half) * self.head_dim + own) * span..][..span]
     }
 }
 
-/// Queries of the heads in `heads`, of all sequences that list them.
+/// Lists of heads as lists of their rows.
+struct RowLists {
+    /// One sequence's after the other's.
+    rows: Vec<u32>,
+    /// Where each sequence's rows begin.
+    offsets: [usize; MOST_SEQUENCES + 1],
+    sequences: usize,
+}
+
+impl RowLists {
+    fn new(lists: &[&[u32]], head_dim: usize) -> Self {
+        let (mut rows, mut offsets) = (Vec::new(), [0; MOST_SEQUENCES + 1]);
+        for (list, offset) in lists.iter().zip(&mut offsets[1..]) {
+            let width = head_dim as u32;
+            rows.extend(list.iter().flat_map(|head| head * width..(head + 1) * width));
+            *offset = rows.len();
+        }
+        RowLists { rows, offsets, sequences: lists.len() }
+    }
+
+    fn lists(&self) -> Vec<&[u32]> {
+        self.offsets.windows(2).take(self.sequences).map(|at| &self.rows[at[0]..at[1]]).collect()
+    }
+}
+
+/// Queries of all sequences of the heads' rows in `rows`.
 struct Project<'a, W> {
-    batch: Batch<'a, W>,
+    halves: Halves<'a, W>,
+    /// Of rows.
+    lists: &'a [&'a [u32]],
+    /// Where each sequence's rows begin among those of all.
+    offsets: &'a [usize],
     /// `[H*d_h]`
     bias: Option<&'a [f32]>,
     /// `[sequences, d]`
     x: &'a [f32],
-    heads: Range<usize>,
-    /// Per sequence, heads that sequences before it list.
-    offsets: &'a [usize],
-    /// `[listed heads, d_h]`
+    rows: Range<usize>,
+    /// Rows of a group.
+    width: usize,
+    /// `[listed rows]`
     out: SharedOut<'a>,
+    /// `[PRODUCTS_SCRATCH]`
+    scratch: &'a mut [f32],
 }
 
 impl<W: Element> Kernel for Project<'_, W> {
@@ -158,31 +197,21 @@ impl<W: Element> Kernel for Project<'_, W> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Batch { head_dim, d, .. } = self.batch;
-        let mut merge = Merge::new(self.batch.lists, self.heads.clone());
-        let mut pairs = [Pair::default(); PAIRS];
-        loop {
-            let n = merge.fill(&mut pairs);
-            if n == 0 {
-                return;
-            }
-            for same in pairs[..n].chunk_by(|a, b| a.unit == b.unit) {
-                // Row by row, each for all sequences.
-                let (members, head) = (same.len(), same[0].unit as usize);
-                let pair = |i: usize| {
-                    let (c, pair) = (i / members, same[i % members]);
-                    let x = &self.x[pair.sequence as usize * d..][..d];
-                    let row = || self.batch.heads(pair.sequence as usize).row(0, pair.place as usize * head_dim + c);
-                    (c < head_dim).then(row).flatten().map(|row| (row, x))
-                };
-                pair_dots(s, members * head_dim, pair, |i, product| {
-                    let (c, pair) = (i / members, same[i % members]);
-                    let at = (self.offsets[pair.sequence as usize] + pair.place as usize) * head_dim + c;
-                    let bias = self.bias.map_or(0.0, |bias| bias[head * head_dim + c]);
-                    // SAFETY: a head belongs to this task alone, and so do its entries; they are among the listed ones.
-                    unsafe { *self.out.at(at) = product + bias };
-                });
-            }
+        let Project { halves, lists, offsets, bias, out, .. } = self;
+        let mut products = Products::new(self.x, halves.d, self.scratch);
+        let mut groups = Groups::new(lists, self.rows.clone(), self.width);
+        let rows = |start: usize, mask: u64| Rows::new(mask, |bit| halves.row(start + bit));
+        let mut next = groups.next();
+        while let Some(group) = next {
+            next = groups.next();
+            let following = next.map_or((0, 0), |next| (next.start, union(&next.listed)));
+            let (own, following) = (rows(group.start, union(&group.listed)), rows(following.0, following.1));
+            products.run(s, &group.listed, &own, &following, |sequence, j, product| {
+                let entry = group.first[sequence] + j;
+                let bias = bias.map_or(0.0, |bias| bias[lists[sequence][entry] as usize]);
+                // SAFETY: a row belongs to this task alone, and so do its entries; they are among the listed ones.
+                unsafe { *out.at(offsets[sequence] + entry) = product + bias };
+            });
         }
     }
 }
@@ -190,39 +219,24 @@ impl<W: Element> Kernel for Project<'_, W> {
 /// Contexts with their output columns.
 #[derive(Clone, Copy)]
 struct Weighted<'a, W> {
-    batch: Batch<'a, W>,
+    halves: Halves<'a, W>,
+    /// Where each sequence's rows begin among those of all.
     offsets: &'a [usize],
-    /// `[listed heads, d_h]`
+    /// `[listed rows]`
     contexts: &'a [f32],
 }
 
 impl<W: Element> Terms<W> for Weighted<'_, W> {
     #[inline(always)]
-    fn sequences(self) -> usize {
-        self.batch.lists.len()
-    }
-
-    #[inline(always)]
-    fn len(self, sequence: usize) -> usize {
-        self.batch.lists[sequence].len() * self.batch.head_dim
-    }
-
-    #[inline(always)]
-    fn place(self, sequence: usize, entry: usize) -> usize {
-        let head_dim = self.batch.head_dim;
-        self.batch.lists[sequence][entry / head_dim] as usize * head_dim + entry % head_dim
-    }
-
-    #[inline(always)]
     fn factor(self, sequence: usize, entry: usize) -> Option<f32> {
-        Some(self.contexts[self.offsets[sequence] * self.batch.head_dim + entry])
+        Some(self.contexts[self.offsets[sequence] + entry])
     }
 
     #[inline(always)]
-    fn row<'a>(self, sequence: usize, entry: usize) -> &'a [W]
+    fn row<'a>(self, unit: usize) -> &'a [W]
     where
         Self: 'a,
     {
-        self.batch.heads(sequence).row(1, entry).unwrap_or(&[])
+        self.halves.row(unit)
     }
 }

@@ -10,8 +10,8 @@
 //! added to a sum. The processor prefetches what follows in memory; what follows in a list it cannot know, so the loops ask for
 //! it. [`pieces`] makes the sums deterministic: a list is cut by its length alone, and the pieces' sums are added in order.
 //!
-//! [`together`] is for batches: sequences that list the same unit share the reading of it, and nothing else. Each has its own list,
-//! and the bits that it would have alone.
+//! For batches there are [`group`], [`products`] and [`sums`]: sequences that list the same unit share the reading of it and, where that
+//! pays, the widening of its weights. Each has its own list, and the bits that it would have alone.
 //!
 //! The FFN is one pass: first rows of a block of records, activation, then the rest of those records. A record whose inner value
 //! turns out to be 0 is left there: with ReLU because the activation says so, with a gate if it is below a threshold.
@@ -23,22 +23,24 @@
 
 mod ffn;
 mod ffn_batch;
+mod group;
 mod heads;
 mod heads_batch;
 mod pieces;
+mod products;
 mod streams;
+mod sums;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests;
-mod together;
 
 pub use ffn::{FfnGather, GatherCount, ffn_gather};
 pub use ffn_batch::ffn_gather_batch;
+pub use group::MOST_SEQUENCES;
 pub use heads::{heads_bytes, heads_output, heads_project, kv_project, kv_project_bytes};
 pub use heads_batch::{heads_output_batch, heads_project_batch};
 pub(super) use pieces::Pieces;
 pub(super) use streams::add_rows;
-pub use together::MOST_SEQUENCES;
 
 use shadowllm_weights::DType;
 

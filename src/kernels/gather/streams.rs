@@ -67,9 +67,9 @@ pub(in crate::kernels) fn add_rows<'a, S: Simd, W: Element>(
 }
 
 /// `R` rows, and for each the row to ask for meanwhile.
-struct Tile<'a, W, const R: usize> {
-    rows: [&'a [W]; R],
-    next: [*const W; R],
+pub(super) struct Tile<'a, W, const R: usize> {
+    pub(super) rows: [&'a [W]; R],
+    pub(super) next: [*const W; R],
 }
 
 /// Rows `i .. i + R`, and the ones [`STREAMS`] behind each. Where nothing follows a row asks for itself, which costs nothing.
@@ -85,7 +85,7 @@ fn tile<'a, W, const R: usize>(i: usize, row: &impl Fn(usize) -> Option<&'a [W]>
 
 /// The product of each row with `x`: one vector of sums along the row, the same additions as in a linear layer.
 #[inline(always)]
-fn dot_tile<S: Simd, W: Element, const R: usize>(s: S, tile: &Tile<'_, W, R>, x: &[f32]) -> [f32; R] {
+pub(super) fn dot_tile<S: Simd, W: Element, const R: usize>(s: S, tile: &Tile<'_, W, R>, x: &[f32]) -> [f32; R] {
     let k = x.len();
     let mut rows = [std::ptr::null(); R];
     for r in 0..R {

@@ -54,10 +54,12 @@ pub(crate) trait Element: Copy + Send + Sync + 'static {
     unsafe fn load_part<S: Simd>(s: S, p: *const Self, n: usize) -> S::V;
 
     /// Asks for what a kernel reads with the vector at value `i` of the row of `cols` values that begins at `row`, which need
-    /// not exist.
+    /// not exist. Kernels go from vector to vector, so one of those that share a cache line asks for it.
     #[inline(always)]
     fn prefetch<S: Simd>(s: S, row: *const Self, _cols: usize, i: usize) {
-        s.prefetch(row.wrapping_add(i));
+        if (i * size_of::<Self>()).is_multiple_of(LINE) {
+            s.prefetch(row.wrapping_add(i));
+        }
     }
 
     /// Widens the values from `first` on of a row of `cols` values, as many as `out` has.
@@ -159,7 +161,7 @@ macro_rules! half_element {
 half_element!(f16, DType::F16, load_f16);
 half_element!(bf16, DType::BF16, load_bf16);
 
-/// Values of one cache line.
+/// Bytes of a cache line.
 const LINE: usize = 64;
 /// Scales of one cache line belong to so many values.
 const SCALES_LINE: usize = LINE / size_of::<bf16>() * INT8_GROUP;

@@ -30,13 +30,14 @@ fn specs<'a>(ffn: &'a Ffn, thresholds: &'a [Option<Vec<f32>>]) -> Vec<FfnGather<
     thresholds.iter().enumerate().map(spec).collect()
 }
 
-fn ffns_of_a_batch_are_those_alone(isa: IsaName, sizes: std::ops::Range<usize>, cases: u32) {
+fn ffns_of_a_batch_are_those_alone(isa: IsaName, sizes: [std::ops::Range<usize>; 2], cases: u32) {
     if cpu(isa, 1, Compute::F32).is_none() {
         return;
     }
     let cpus = [1, 2, 3].map(|threads| cpu(isa, threads, Compute::F32).unwrap());
     let activation = prop::sample::select(vec![Activation::Relu, Activation::GeluTanh, Activation::Silu]);
-    let shape = (sizes, 1usize..90, 2usize..4, prop::sample::select(DType::ALL.to_vec()), activation);
+    let [units, width] = sizes;
+    let shape = (units, width, 2usize..4, prop::sample::select(DType::ALL.to_vec()), activation);
     let how = (kept(), any::<bool>(), any::<bool>(), 0usize..3, any::<u64>());
     proptest!(ProptestConfig::with_cases(cases), |((f, d, rows, dtype, activation) in shape, how in how)| {
         let (kept, biased, gated, threads, seed) = how;
@@ -69,12 +70,17 @@ fn ffns_of_a_batch_are_those_alone(isa: IsaName, sizes: std::ops::Range<usize>, 
 }
 
 fn small_ffns_of_a_batch_are_those_alone(isa: IsaName) {
-    ffns_of_a_batch_are_those_alone(isa, 1..300, 60);
+    ffns_of_a_batch_are_those_alone(isa, [1..300, 1..90], 60);
 }
 
-/// More than one block of units, of pairs and of pieces.
+/// More than one group of units, more than one piece.
 fn large_ffns_of_a_batch_are_those_alone(isa: IsaName) {
-    ffns_of_a_batch_are_those_alone(isa, 2000..5000, 4);
+    ffns_of_a_batch_are_those_alone(isa, [2000..5000, 1..90], 4);
+}
+
+/// Rows whose columns are taken in several parts.
+fn wide_ffns_of_a_batch_are_those_alone(isa: IsaName) {
+    ffns_of_a_batch_are_those_alone(isa, [1..120, 500..1300], 12);
 }
 
 fn heads_of_a_batch_are_those_alone(isa: IsaName) {
@@ -83,7 +89,16 @@ fn heads_of_a_batch_are_those_alone(isa: IsaName) {
     }
     let cpus = [1, 2, 3].map(|threads| cpu(isa, threads, Compute::F32).unwrap());
     let dtype = prop::sample::select(DType::ALL.to_vec());
-    let cases = (1usize..30, head_widths(), 1usize..90, dtype, any::<bool>(), kept(), 0usize..3, any::<u64>());
+    let cases = (
+        1usize..30,
+        head_widths(),
+        prop_oneof![9 => 1usize..90, 1 => 500usize..1100],
+        dtype,
+        any::<bool>(),
+        kept(),
+        0usize..3,
+        any::<u64>(),
+    );
     proptest!(ProptestConfig::with_cases(60), |((h, d_h, d, dtype, biased, kept, threads, seed) in cases)| {
         let heads = records(seed, h, 2 * d_h, d, dtype);
         let lists = lists(seed ^ 5, h, &kept);
@@ -112,6 +127,7 @@ fn heads_of_a_batch_are_those_alone(isa: IsaName) {
 on_every_isa!(
     small_ffns_of_a_batch_are_those_alone,
     large_ffns_of_a_batch_are_those_alone,
+    wide_ffns_of_a_batch_are_those_alone,
     heads_of_a_batch_are_those_alone,
 );
 
