@@ -105,13 +105,6 @@ impl Iterator for Bits {
     }
 }
 
-/// Whether rows are listed by so many sequences each that it pays to widen one for all of them, though some do not list it: `entries` of all lists for
-/// `rows` rows.
-#[inline(always)]
-pub(super) fn is_shared(entries: usize, rows: usize) -> bool {
-    2 * entries >= 5 * rows
-}
-
 /// The rows of some units of a group, ascending.
 pub(super) struct Rows<'a, W> {
     rows: [&'a [W]; MOST_UNITS],
