@@ -10,8 +10,8 @@
 //! added to a sum. The processor prefetches what follows in memory; what follows in a list it cannot know, so the loops ask for
 //! it. [`pieces`] makes the sums deterministic: a list is cut by its length alone, and the pieces' sums are added in order.
 //!
-//! For batches there are [`group`], [`products`] and [`sums`]: sequences that list the same unit share the reading of it and, where that
-//! pays, the widening of its weights. Each has its own list, and the bits that it would have alone.
+//! For batches there are [`group`], [`products`] and [`sums`]: sequences that list the same unit share the reading of it and, in products
+//! where that pays, the widening of its weights. Each has its own list, and the bits that it would have alone.
 //!
 //! The FFN is one pass: first rows of a block of records, activation, then the rest of those records. A record whose inner value
 //! turns out to be 0 is left there: with ReLU because the activation says so, with a gate if it is below a threshold.
