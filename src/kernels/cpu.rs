@@ -166,6 +166,12 @@ impl Cpu {
         self.shared.isa.run_bf16(kernel)
     }
 
+    /// As [`Cpu::run`], with the processor's products of whole numbers if it has them.
+    #[inline]
+    pub(crate) fn run_vnni<K: Kernel>(&self, kernel: K) -> K::Out {
+        self.shared.isa.run_vnni(kernel)
+    }
+
     /// What blocked kernels choose their tiles by.
     pub(crate) fn geometry(&self) -> Geometry {
         self.shared.isa.geometry()
@@ -214,6 +220,11 @@ impl Cpu {
     /// Whether the processor multiplies pairs of `bf16`.
     pub(crate) fn has_bf16(&self) -> bool {
         self.shared.isa.has_bf16()
+    }
+
+    /// Whether the processor multiplies pairs of 16-bit whole numbers and adds them at once.
+    pub(crate) fn has_vnni(&self) -> bool {
+        self.shared.isa.has_vnni()
     }
 
     /// The proof that products of many rows may use AMX.

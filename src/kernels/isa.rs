@@ -115,6 +115,19 @@ impl Avx512Bf16 {
     }
 }
 
+/// Proof that AVX512-VNNI exists on top of [`Avx512`].
+#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Copy, Debug)]
+pub struct Avx512Vnni(());
+
+#[cfg(target_arch = "x86_64")]
+impl Avx512Vnni {
+    /// Asks the processor.
+    pub fn new() -> Option<Self> {
+        (Avx512::new().is_some() && is_x86_feature_detected!("avx512vnni")).then_some(Avx512Vnni(()))
+    }
+}
+
 /// Proof that AMX-TILE and AMX-BF16 exist on top of [`Avx512Bf16`], and that this process may use their registers.
 #[cfg(target_arch = "x86_64")]
 #[derive(Clone, Copy, Debug)]
@@ -182,7 +195,7 @@ pub(crate) enum Isa {
     #[cfg(target_arch = "x86_64")]
     Avx2(Avx2),
     #[cfg(target_arch = "x86_64")]
-    Avx512(Avx512, Option<Avx512Bf16>),
+    Avx512(Avx512, Option<Avx512Bf16>, Option<Avx512Vnni>),
     #[cfg(target_arch = "x86_64")]
     Amx(Avx512, Avx512Bf16, Amx),
 }
@@ -201,7 +214,7 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             IsaName::Avx2 => Avx2::new().map(Isa::Avx2),
             #[cfg(target_arch = "x86_64")]
-            IsaName::Avx512 => Avx512::new().map(|s| Isa::Avx512(s, Avx512Bf16::new())),
+            IsaName::Avx512 => Avx512::new().map(|s| Isa::Avx512(s, Avx512Bf16::new(), Avx512Vnni::new())),
             #[cfg(target_arch = "x86_64")]
             IsaName::Amx => Some(Isa::Amx(Avx512::new()?, Avx512Bf16::new()?, Amx::new()?)),
             #[cfg(not(target_arch = "x86_64"))]
@@ -231,7 +244,7 @@ impl Isa {
             Isa::Avx2(s) => unsafe { enter_avx2(s, kernel) },
             // SAFETY: as above.
             #[cfg(all(target_arch = "x86_64", not(fuzzing)))]
-            Isa::Avx512(s, _) | Isa::Amx(s, ..) => unsafe { enter_avx512(s, kernel) },
+            Isa::Avx512(s, ..) | Isa::Amx(s, ..) => unsafe { enter_avx512(s, kernel) },
             #[cfg(all(target_arch = "x86_64", fuzzing))]
             _ => unreachable!("the other instruction sets are never made"),
         }
@@ -244,8 +257,28 @@ impl Isa {
         match self {
             // SAFETY: the token proves that the processor has the instructions.
             #[cfg(all(target_arch = "x86_64", not(fuzzing)))]
-            Isa::Avx512(_, Some(s)) | Isa::Amx(_, s, _) => unsafe { enter_avx512_bf16(s, kernel) },
+            Isa::Avx512(_, Some(s), _) | Isa::Amx(_, s, _) => unsafe { enter_avx512_bf16(s, kernel) },
             other => other.run(kernel),
+        }
+    }
+
+    /// As [`Isa::run`], with the processor's products of whole numbers if it has them.
+    #[inline]
+    pub(crate) fn run_vnni<K: Kernel>(self, kernel: K) -> K::Out {
+        match self {
+            // SAFETY: the token proves that the processor has the instructions.
+            #[cfg(all(target_arch = "x86_64", not(fuzzing)))]
+            Isa::Avx512(.., Some(s)) => unsafe { enter_avx512_vnni(s, kernel) },
+            other => other.run(kernel),
+        }
+    }
+
+    /// Whether [`Isa::run_vnni`] has an instruction for products of whole numbers.
+    pub(crate) fn has_vnni(self) -> bool {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512(.., vnni) => vnni.is_some(),
+            _ => false,
         }
     }
 
@@ -253,7 +286,7 @@ impl Isa {
     pub(crate) fn has_bf16(self) -> bool {
         match self {
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512(_, bf16) => bf16.is_some(),
+            Isa::Avx512(_, bf16, _) => bf16.is_some(),
             #[cfg(target_arch = "x86_64")]
             Isa::Amx(..) => true,
             _ => false,
@@ -293,6 +326,12 @@ fn enter_avx512<K: Kernel>(s: Avx512, kernel: K) -> K::Out {
 #[cfg(all(target_arch = "x86_64", not(fuzzing)))]
 #[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
 fn enter_avx512_bf16<K: Kernel>(s: Avx512Bf16, kernel: K) -> K::Out {
+    kernel.run(s)
+}
+
+#[cfg(all(target_arch = "x86_64", not(fuzzing)))]
+#[target_feature(enable = "avx512vnni,avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
+fn enter_avx512_vnni<K: Kernel>(s: Avx512Vnni, kernel: K) -> K::Out {
     kernel.run(s)
 }
 

@@ -44,12 +44,12 @@ fn bits(x: &[f32]) -> Vec<u32> {
 
 /// The sum over `n` listed rows in `f64` and its bound: a chain of additions in a piece, then the pieces and the bias.
 fn bound(n: usize, w: &Matrix, bias: Option<&[f32]>, x: &[f32]) -> Vec<(f64, f64)> {
-    let exact = oracle::linear(w, bias, x, Compute::F32);
+    let exact = oracle::linear(w, bias, x, oracle::Rounding::None);
     let sizes = oracle::linear(
         &made(w.rows(), w.cols(), DType::F32, &widened(w).iter().map(|v| v.abs()).collect::<Vec<_>>()),
         bias.map(|b| b.iter().map(|v| v.abs()).collect::<Vec<_>>()).as_deref(),
         &x.iter().map(|v| v.abs()).collect::<Vec<_>>(),
-        Compute::F32,
+        oracle::Rounding::None,
     );
     let factor = ((2 * LEAST).max(n / MOST + STREAMS) + MOST + 2) as f64 * f64::from(f32::EPSILON);
     exact.into_iter().zip(sizes).map(|((value, _), (size, _))| (value, factor * size)).collect()

@@ -18,7 +18,7 @@ use std::ops::Range;
 use shadowllm_weights::DType;
 
 use super::gemm::{Factors, Layout, Pack, blocks, write_block};
-use super::product::{Pairs, Part};
+use super::product::{Pairs, Part, Product};
 use super::weights::{Tile, Weights};
 use crate::kernels::cpu::{Compute, Cpu, SharedOut};
 use crate::kernels::isa::{Amx, Kernel};
@@ -61,7 +61,7 @@ fn multiply<M: Weights, const WEIGHTS: usize, const XS: usize>(
     out: &mut [f32],
 ) {
     let Factors { x, n, k, t, .. } = factors;
-    let layout = Layout::even::<Pairs>(cpu.geometry(), [k, t], SIDE, BLOCK, TILE_TOKENS);
+    let layout = Layout::new(cpu.geometry(), Pairs::PER_WORD, [k, t]).even(SIDE, BLOCK).with_panels(TILE_TOKENS);
     if layout.len() == 0 {
         // Nothing to sum up.
         return out.chunks_exact_mut(n.max(1)).for_each(|row| match factors.bias {
@@ -155,7 +155,7 @@ impl<M: Weights, const WEIGHTS: usize, const XS: usize> Multiply<'_, M, WEIGHTS,
     #[inline(always)]
     fn widen<S: Simd>(&mut self, s: S, block: usize, outputs: Range<usize>, room: &mut M::Room) {
         let Factors { weights, k, .. } = self.factors;
-        let along = self.layout.along::<Pairs>(block, k);
+        let along = self.layout.along(block, k);
         let words = self.layout.block_words(block);
         // Whole tiles, those of the last outputs filled up.
         let rows = outputs.len().next_multiple_of(TILE_OUTPUTS);

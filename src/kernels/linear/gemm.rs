@@ -43,33 +43,36 @@ pub(super) struct Layout {
     /// Tokens, rounded up to whole vectors; those behind the end are zero.
     pub(super) tokens: usize,
     /// Tokens of a full panel.
-    panel: usize,
+    pub(super) panel: usize,
     /// Words of a block, except that the last may be shorter.
-    block: usize,
+    pub(super) block: usize,
+    /// Values in a word.
+    pub(super) per_word: usize,
 }
 
 impl Layout {
-    pub(super) fn new<P: Product>(geometry: Geometry, k: usize, t: usize) -> Self {
+    /// For `t` tokens of `k` values, `per_word` of them in a word.
+    pub(super) fn new(geometry: Geometry, per_word: usize, [k, t]: [usize; 2]) -> Self {
         Layout {
-            words: k.div_ceil(P::PER_WORD),
+            words: k.div_ceil(per_word),
             tokens: t.next_multiple_of(geometry.lanes),
             panel: panel_tokens(geometry),
             block: K_BLOCK,
+            per_word,
         }
     }
 
-    /// For products that take `step` words at once, in blocks of about the same size, `most` words at most, and panels of
-    /// `panel` tokens.
-    pub(super) fn even<P: Product>(
-        geometry: Geometry,
-        [k, t]: [usize; 2],
-        step: usize,
-        most: usize,
-        panel: usize,
-    ) -> Self {
-        let words = k.div_ceil(P::PER_WORD).next_multiple_of(step);
+    /// The same for products that take `step` words at once, in blocks of about the same size, `most` words at most.
+    pub(super) fn even(self, step: usize, most: usize) -> Self {
+        let words = self.words.next_multiple_of(step);
         let block = words.div_ceil(words.div_ceil(most).max(1)).next_multiple_of(step).max(step);
-        Layout { words, block, panel, ..Layout::new::<P>(geometry, k, t) }
+        Layout { words, block, ..self }
+    }
+
+    /// The same in panels of `panel` tokens.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn with_panels(self, panel: usize) -> Self {
+        Layout { panel, ..self }
     }
 
     /// Words of the whole packed buffer.
@@ -87,8 +90,8 @@ impl Layout {
     }
 
     /// The values along `K` in block `b`.
-    pub(super) fn along<P: Product>(self, b: usize, k: usize) -> Range<usize> {
-        b * self.block * P::PER_WORD..k.min((b + 1) * self.block * P::PER_WORD)
+    pub(super) fn along(self, b: usize, k: usize) -> Range<usize> {
+        b * self.block * self.per_word..k.min((b + 1) * self.block * self.per_word)
     }
 
     /// Tokens of the panel that begins at token `first`.
@@ -130,7 +133,7 @@ pub(super) fn gemm<M: Weights>(cpu: &Cpu, compute: Compute, factors: Factors<'_,
 
 fn multiply<M: Weights, P: Product>(cpu: &Cpu, product: P, factors: Factors<'_, M>, out: &mut [f32]) {
     let Factors { x, n, k, t, .. } = factors;
-    let layout = Layout::new::<P>(cpu.geometry(), k, t);
+    let layout = Layout::new(cpu.geometry(), P::PER_WORD, [k, t]);
     let mut packed = cpu.scratch(layout.len());
     Pack::all(cpu, product, x, [t, k], layout, &mut packed);
     let out = SharedOut::new(out);
@@ -187,7 +190,7 @@ impl<P: Product> Kernel for Pack<'_, P> {
         let at = self.layout.offset(self.block, self.first);
         // SAFETY: panels do not overlap, and this task alone packs this one.
         let panel = unsafe { self.packed.slice(at..at + words * width) };
-        let columns = self.layout.along::<P>(self.block, k);
+        let columns = self.layout.along(self.block, k);
         for group in (0..width).step_by(S::LANES) {
             for (i, row) in self.rows.chunks_exact_mut(self.layout.block).enumerate() {
                 let token = self.first + group + i;
@@ -262,7 +265,7 @@ impl<M: Weights, P: Product> Multiply<'_, M, P> {
     #[inline(always)]
     fn widen<S: Simd>(&mut self, s: S, block: usize, outputs: Range<usize>, room: &mut M::Room) {
         let k = self.factors.k;
-        let along = self.layout.along::<P>(block, k);
+        let along = self.layout.along(block, k);
         self.factors.weights.widen(s, self.product, outputs, along, room, self.weights);
     }
 

@@ -13,6 +13,7 @@
 mod amx;
 mod gemm;
 mod gradient;
+mod integer;
 mod micro;
 #[cfg(test)]
 pub(crate) mod oracle;
@@ -88,7 +89,13 @@ pub fn linear(cpu: &Cpu, w: &Matrix, bias: Option<&[f32]>, x: &[f32], out: &mut 
         MatrixView::F32(v) => Linear { w: w.rows_of(v), bias, x, n, k, t }.run(cpu, out),
         MatrixView::F16(v) => Linear { w: w.rows_of(v), bias, x, n, k, t }.run(cpu, out),
         MatrixView::BF16(v) => Linear { w: w.rows_of(v), bias, x, n, k, t }.run(cpu, out),
-        MatrixView::I8(v) => Linear { w: w.rows_of(v), bias, x, n, k, t }.run(cpu, out),
+        MatrixView::I8(v) => {
+            let linear = Linear { w: w.rows_of(v), bias, x, n, k, t };
+            match integer::used(cpu, t) {
+                true => integer::along(cpu, linear, out),
+                false => linear.run(cpu, out),
+            }
+        }
     }
 }
 

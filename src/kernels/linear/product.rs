@@ -170,7 +170,7 @@ impl Product for Rounded {
 
 /// Words of two neighbours of `src` each, whose 16 bits `half` makes.
 #[inline(always)]
-fn pairs<W: Plain>(src: &[W], dst: &mut [f32], half: impl Fn(W) -> u32) {
+pub(super) fn pairs<W: Plain>(src: &[W], dst: &mut [f32], half: impl Fn(W) -> u32) {
     assert_eq!(dst.len(), src.len().div_ceil(2));
     let pairs = src.chunks_exact(2);
     if let (&[last], Some(word)) = (pairs.remainder(), dst.last_mut()) {

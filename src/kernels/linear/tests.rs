@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 use shadowllm_weights::{DType, TensorData};
 
+use super::oracle::Rounding;
 use super::{BF16_ROWS, linear, linear_transposed, oracle};
 use crate::kernels::testing::{close, cpu, matrices_in_records, matrix, on_every_isa, values};
 use crate::kernels::{Compute, Cpu, IsaName};
@@ -24,7 +25,7 @@ fn agrees_with_the_oracle(isa: IsaName) {
         let bias = bias.then(|| values(seed ^ 1, n));
         let x = values(seed ^ 2, t * k);
         let out = run(&cpu, &w, bias.as_deref(), &x);
-        close(&out, &oracle::linear(&w, bias.as_deref(), &x, Compute::F32))?;
+        close(&out, &oracle::linear(&w, bias.as_deref(), &x, Rounding::None))?;
     });
 }
 
@@ -64,17 +65,54 @@ fn large_shapes_agree(isa: IsaName) {
         (97, 1413, 270, DType::I8),
     ] {
         let (w, x) = (matrix(1, n, k, dtype), values(2, t * k));
-        close(&run(&cpu, &w, None, &x), &oracle::linear(&w, None, &x, Compute::F32)).unwrap();
+        close(&run(&cpu, &w, None, &x), &oracle::linear(&w, None, &x, Rounding::None)).unwrap();
     }
 }
 
-fn bf16_products_agree_with_the_oracle(isa: IsaName) {
+fn rounded_products_agree_with_the_oracle(isa: IsaName) {
     let Some(cpu) = cpu(isa, 2, Compute::Bf16) else { return };
-    let cases = (1usize..30, 1usize..700, BF16_ROWS..90, dtype(), any::<u64>());
-    proptest!(ProptestConfig::with_cases(40), |((n, k, t, dtype, seed) in cases)| {
-        let (w, x) = (matrix(seed, n, k, dtype), values(seed ^ 2, t * k));
-        close(&run(&cpu, &w, None, &x), &oracle::linear(&w, None, &x, Compute::Bf16))?;
+    let cases = (1usize..30, 1usize..700, BF16_ROWS - 2..90, dtype(), any::<u64>());
+    proptest!(ProptestConfig::with_cases(60), |((n, k, t, dtype, seed) in cases)| {
+        let (w, x) = (matrix(seed, n, k, dtype), values_of_many_sizes(seed ^ 2, t * k));
+        let expected = oracle::linear(&w, None, &x, Rounding::of(&cpu, dtype, t));
+        close(&run(&cpu, &w, None, &x), &expected)?;
     });
+}
+
+/// Values whose sizes differ from one stretch to the next, so that rounding with the scale of another group would be seen.
+fn values_of_many_sizes(seed: u64, n: usize) -> Vec<f32> {
+    values(seed, n).into_iter().enumerate().map(|(i, v)| v * 2f32.powi((i / 50 % 9) as i32 - 4)).collect()
+}
+
+fn large_rounded_shapes_agree(isa: IsaName) {
+    // More than one block along every dimension, and a last one that is shorter; a bias.
+    let Some(cpu) = cpu(isa, 2, Compute::Bf16) else { return };
+    for (n, k, t) in [(205, 1413, 270), (97, 1024, 300), (7, 2050, 65)] {
+        let (w, bias, x) = (matrix(1, n, k, DType::I8), values(3, n), values_of_many_sizes(2, t * k));
+        let rounding = Rounding::of(&cpu, DType::I8, t);
+        close(&run(&cpu, &w, Some(&bias), &x), &oracle::linear(&w, Some(&bias), &x, rounding)).unwrap();
+        let (w, bias) = (matrix(1, k, n, DType::I8), values(3, n));
+        let expected = oracle::transposed(&w, Some(&bias), &x, rounding);
+        close(&run_transposed(&cpu, &w, Some(&bias), &x), &expected).unwrap();
+    }
+}
+
+/// Inputs too small for a scale, weights that are all zero, and a group of zeros among others.
+fn tiny_values_count_as_zero(isa: IsaName) {
+    let Some(cpu) = cpu(isa, 1, Compute::Bf16) else { return };
+    let (n, k, t) = (130, 200, 40);
+    let zeros = TensorData::from_f32_as(&[n, k], DType::I8, &vec![0.0; n * k]).unwrap();
+    let zeros = crate::tensor::Matrix::new(zeros).unwrap();
+    for (w, factor) in [(zeros, 1.0), (matrix(1, n, k, DType::I8), 1e-38), (matrix(1, n, k, DType::I8), 0.0)] {
+        let x: Vec<f32> = values(2, t * k).into_iter().map(|v| v * factor).collect();
+        let y: Vec<f32> = values(3, t * n).into_iter().map(|v| v * factor).collect();
+        assert!(run(&cpu, &w, None, &x).iter().all(|v| v.abs() < 1e-29));
+        assert!(run_transposed(&cpu, &w, None, &y).iter().all(|v| v.abs() < 1e-29));
+    }
+    let mut x = values(2, t * k);
+    x.chunks_exact_mut(k).for_each(|x| x[64..128].fill(0.0));
+    let w = matrix(1, n, k, DType::I8);
+    close(&run(&cpu, &w, None, &x), &oracle::linear(&w, None, &x, Rounding::of(&cpu, DType::I8, t))).unwrap();
 }
 
 fn threads_change_nothing(isa: IsaName) {
@@ -113,8 +151,8 @@ fn both(seed: u64, n: usize, k: usize) -> [crate::tensor::Matrix; 2] {
 }
 
 fn broken_values_stay_visible(isa: IsaName) {
-    let Some(cpu) = cpu(isa, 1, Compute::F32) else { return };
-    for t in [1, 5, 120] {
+    for (t, compute) in [(1, Compute::F32), (5, Compute::F32), (120, Compute::F32), (120, Compute::Bf16)] {
+        let Some(cpu) = cpu(isa, 1, compute) else { return };
         let (n, k) = (9, 50);
         for (w, broken) in both(8, n, k).into_iter().flat_map(|w| [(w.clone(), f32::NAN), (w, f32::INFINITY)]) {
             let mut x = values(9, t * k);
@@ -155,7 +193,7 @@ fn transposed_agrees_with_the_oracle(isa: IsaName) {
         let bias = bias.then(|| values(seed ^ 1, k));
         let x = values(seed ^ 2, t * n);
         let out = run_transposed(&cpu, &w, bias.as_deref(), &x);
-        close(&out, &oracle::transposed(&w, bias.as_deref(), &x, Compute::F32))?;
+        close(&out, &oracle::transposed(&w, bias.as_deref(), &x, Rounding::None))?;
     });
 }
 
@@ -168,17 +206,17 @@ fn large_transposed_shapes_agree(isa: IsaName) {
         (1413, 215, 270, DType::I8),
     ] {
         let (w, x) = (matrix(1, n, k, dtype), values(2, t * n));
-        close(&run_transposed(&cpu, &w, None, &x), &oracle::transposed(&w, None, &x, Compute::F32)).unwrap();
+        close(&run_transposed(&cpu, &w, None, &x), &oracle::transposed(&w, None, &x, Rounding::None)).unwrap();
     }
 }
 
-fn transposed_bf16_products_agree_with_the_oracle(isa: IsaName) {
+fn rounded_transposed_products_agree_with_the_oracle(isa: IsaName) {
     let Some(cpu) = cpu(isa, 2, Compute::Bf16) else { return };
-    let cases = (1usize..700, 1usize..110, BF16_ROWS - 2..90, dtype(), any::<u64>());
-    proptest!(ProptestConfig::with_cases(40), |((n, k, t, dtype, seed) in cases)| {
-        let (w, x) = (matrix(seed, n, k, dtype), values(seed ^ 2, t * n));
-        let compute = if t < BF16_ROWS { Compute::F32 } else { Compute::Bf16 };
-        close(&run_transposed(&cpu, &w, None, &x), &oracle::transposed(&w, None, &x, compute))?;
+    let cases = (1usize..700, 1usize..210, BF16_ROWS - 2..90, dtype(), any::<u64>());
+    proptest!(ProptestConfig::with_cases(60), |((n, k, t, dtype, seed) in cases)| {
+        let (w, x) = (matrix(seed, n, k, dtype), values_of_many_sizes(seed ^ 2, t * n));
+        let expected = oracle::transposed(&w, None, &x, Rounding::of(&cpu, dtype, t));
+        close(&run_transposed(&cpu, &w, None, &x), &expected)?;
     });
 }
 
@@ -212,8 +250,8 @@ fn few_transposed_rows_are_the_rows_one_by_one(isa: IsaName) {
 }
 
 fn broken_values_stay_visible_in_the_transposed(isa: IsaName) {
-    let Some(cpu) = cpu(isa, 1, Compute::F32) else { return };
-    for t in [1, 5, 120] {
+    for (t, compute) in [(1, Compute::F32), (5, Compute::F32), (120, Compute::F32), (120, Compute::Bf16)] {
+        let Some(cpu) = cpu(isa, 1, compute) else { return };
         let (n, k) = (50, 9);
         for (w, broken) in both(8, n, k).into_iter().flat_map(|w| [(w.clone(), f32::NAN), (w, f32::INFINITY)]) {
             let mut x = values(9, t * n);
@@ -257,14 +295,16 @@ on_every_isa!(
     agrees_with_the_oracle,
     records_change_nothing,
     large_shapes_agree,
-    bf16_products_agree_with_the_oracle,
+    rounded_products_agree_with_the_oracle,
+    large_rounded_shapes_agree,
+    tiny_values_count_as_zero,
     threads_change_nothing,
     few_rows_are_the_rows_one_by_one,
     broken_values_stay_visible,
     empty_operands_are_fine,
     transposed_agrees_with_the_oracle,
     large_transposed_shapes_agree,
-    transposed_bf16_products_agree_with_the_oracle,
+    rounded_transposed_products_agree_with_the_oracle,
     threads_change_nothing_in_the_transposed,
     few_transposed_rows_are_the_rows_one_by_one,
     broken_values_stay_visible_in_the_transposed,

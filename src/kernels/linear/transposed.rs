@@ -13,7 +13,7 @@ use shadowllm_weights::DType;
 
 use super::gemm::{Factors, gemm};
 use super::weights::{ByColumns, Words};
-use super::{BF16_ROWS, blocked_name, compute};
+use super::{BF16_ROWS, blocked_name, compute, integer};
 use crate::kernels::add_assign;
 use crate::kernels::cpu::{Compute, Cpu};
 use crate::kernels::gather::{Pieces, add_rows};
@@ -56,7 +56,13 @@ pub fn linear_transposed(cpu: &Cpu, w: &Matrix, bias: Option<&[f32]>, x: &[f32],
         MatrixView::F32(v) => Transposed { w: w.rows_of(v), bias, x, n, k, t }.run(cpu, out),
         MatrixView::F16(v) => Transposed { w: w.rows_of(v), bias, x, n, k, t }.run(cpu, out),
         MatrixView::BF16(v) => Transposed { w: w.rows_of(v), bias, x, n, k, t }.run(cpu, out),
-        MatrixView::I8(v) => Transposed { w: w.rows_of(v), bias, x, n, k, t }.run(cpu, out),
+        MatrixView::I8(v) => {
+            let w = w.rows_of(v);
+            match integer::used(cpu, t) {
+                true => integer::down(cpu, Factors { weights: w, bias, x, n: k, k: n, t }, out),
+                false => Transposed { w, bias, x, n, k, t }.run(cpu, out),
+            }
+        }
     }
 }
 

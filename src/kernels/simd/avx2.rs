@@ -208,6 +208,46 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn load_i8_pairs(self, p: *const i8) -> __m256 {
+        // SAFETY: the caller promises 16 readable values.
+        unsafe { _mm256_castsi256_ps(_mm256_cvtepi8_epi16(_mm_loadu_si128(p.cast()))) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_i8_across(self, low: *const i8, high: *const i8) -> __m256 {
+        // SAFETY: the caller promises 8 readable values at both places.
+        unsafe {
+            let low = _mm256_cvtepi8_epi32(_mm_loadl_epi64(low.cast()));
+            let high = _mm256_cvtepi8_epi32(_mm_loadl_epi64(high.cast()));
+            self.pair_words(_mm256_castsi256_ps(low), _mm256_castsi256_ps(high))
+        }
+    }
+
+    #[inline(always)]
+    fn pair_words(self, low: __m256, high: __m256) -> __m256 {
+        // SAFETY: see `splat`.
+        unsafe {
+            let high = _mm256_slli_epi32::<16>(_mm256_castps_si256(high));
+            _mm256_castsi256_ps(_mm256_blend_epi16::<0xaa>(_mm256_castps_si256(low), high))
+        }
+    }
+
+    #[inline(always)]
+    fn dot_words(self, acc: __m256, w: __m256, x: __m256) -> __m256 {
+        // SAFETY: see `splat`.
+        unsafe {
+            let products = _mm256_madd_epi16(_mm256_castps_si256(w), _mm256_castps_si256(x));
+            _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(acc), products))
+        }
+    }
+
+    #[inline(always)]
+    fn whole_to_f32(self, v: __m256) -> __m256 {
+        // SAFETY: see `splat`.
+        unsafe { _mm256_cvtepi32_ps(_mm256_castps_si256(v)) }
+    }
+
+    #[inline(always)]
     unsafe fn dot_bytes(self, w: *const i8, x: *const i16, n: usize) -> i32 {
         let whole = n / 16 * 16;
         // SAFETY: the caller promises `n` values of both.

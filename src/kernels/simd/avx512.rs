@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 use half::{bf16, f16};
 
 use super::Simd;
-use crate::kernels::isa::{Avx512, Avx512Bf16};
+use crate::kernels::isa::{Avx512, Avx512Bf16, Avx512Vnni};
 
 /// Mask of the first `n <= 16` lanes.
 #[inline(always)]
@@ -191,6 +191,37 @@ macro_rules! simd_avx512 {
                 unsafe { _mm512_and_ps(pairs, _mm512_castsi512_ps(_mm512_set1_epi32(-0x1_0000))) }
             }
 
+            #[inline(always)]
+            unsafe fn load_i8_pairs(self, p: *const i8) -> __m512 {
+                // SAFETY: the caller promises 32 readable values.
+                unsafe { _mm512_castsi512_ps(_mm512_cvtepi8_epi16(_mm256_loadu_si256(p.cast()))) }
+            }
+
+            #[inline(always)]
+            unsafe fn load_i8_across(self, low: *const i8, high: *const i8) -> __m512 {
+                // SAFETY: the caller promises 16 readable values at both places.
+                unsafe {
+                    let low = _mm512_cvtepi8_epi32(_mm_loadu_si128(low.cast()));
+                    let high = _mm512_cvtepi8_epi32(_mm_loadu_si128(high.cast()));
+                    self.pair_words(_mm512_castsi512_ps(low), _mm512_castsi512_ps(high))
+                }
+            }
+
+            #[inline(always)]
+            fn pair_words(self, low: __m512, high: __m512) -> __m512 {
+                // SAFETY: see `splat`.
+                unsafe {
+                    let high = _mm512_slli_epi32::<16>(_mm512_castps_si512(high));
+                    _mm512_castsi512_ps(_mm512_mask_blend_epi16(0xaaaa_aaaa, _mm512_castps_si512(low), high))
+                }
+            }
+
+            #[inline(always)]
+            fn whole_to_f32(self, v: __m512) -> __m512 {
+                // SAFETY: see `splat`.
+                unsafe { _mm512_cvtepi32_ps(_mm512_castps_si512(v)) }
+            }
+
             $($extra)*
 
             #[inline(always)]
@@ -248,8 +279,43 @@ macro_rules! simd_avx512 {
     };
 }
 
-simd_avx512!(Avx512, {});
+/// `acc` plus the products of pairs of 16 bits, with the instructions that every AVX-512 processor has.
+///
+/// # Safety
+/// The processor has AVX-512.
+#[inline(always)]
+unsafe fn add_products(acc: __m512, w: __m512, x: __m512) -> __m512 {
+    // SAFETY: the caller promises the instructions.
+    unsafe {
+        let products = _mm512_madd_epi16(_mm512_castps_si512(w), _mm512_castps_si512(x));
+        _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(acc), products))
+    }
+}
+
+simd_avx512!(Avx512, {
+    #[inline(always)]
+    fn dot_words(self, acc: __m512, w: __m512, x: __m512) -> __m512 {
+        // SAFETY: the token proves AVX-512.
+        unsafe { add_products(acc, w, x) }
+    }
+});
+simd_avx512!(Avx512Vnni, {
+    #[inline(always)]
+    fn dot_words(self, acc: __m512, w: __m512, x: __m512) -> __m512 {
+        // SAFETY: the token proves AVX512-VNNI.
+        unsafe {
+            let (acc, w, x) = (_mm512_castps_si512(acc), _mm512_castps_si512(w), _mm512_castps_si512(x));
+            _mm512_castsi512_ps(_mm512_dpwssd_epi32(acc, w, x))
+        }
+    }
+});
 simd_avx512!(Avx512Bf16, {
+    #[inline(always)]
+    fn dot_words(self, acc: __m512, w: __m512, x: __m512) -> __m512 {
+        // SAFETY: the token proves AVX-512.
+        unsafe { add_products(acc, w, x) }
+    }
+
     #[inline(always)]
     fn dot_pairs(self, acc: __m512, w: __m512, x: __m512) -> __m512 {
         // SAFETY: the token proves AVX512-BF16. Both types are 64 bytes without invalid values.

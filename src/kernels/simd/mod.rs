@@ -108,6 +108,28 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
         self.fma(self.low_halves(w), self.low_halves(x), acc)
     }
 
+    /// Reads `2 * LANES` whole numbers: lane `i` is the pair of the 16-bit numbers `2 i` (lower half) and `2 i + 1`.
+    ///
+    /// # Safety
+    /// `p` is valid for reading `2 * LANES` values.
+    unsafe fn load_i8_pairs(self, p: *const i8) -> Self::V;
+
+    /// Reads `LANES` whole numbers at both places: lane `i` is the pair of the 16-bit numbers `low[i]` and `high[i]`.
+    ///
+    /// # Safety
+    /// Both are valid for reading `LANES` values.
+    unsafe fn load_i8_across(self, low: *const i8, high: *const i8) -> Self::V;
+
+    /// Every lane the lower 16 bits of `low`, and above them those of `high`.
+    fn pair_words(self, low: Self::V, high: Self::V) -> Self::V;
+
+    /// `acc` plus both products of the pairs of 16-bit whole numbers in each lane of `w` and `x`. The sums are 32-bit whole
+    /// numbers, and wrap.
+    fn dot_words(self, acc: Self::V, w: Self::V, x: Self::V) -> Self::V;
+
+    /// Lanes of 32-bit whole numbers as `f32`, to the nearest.
+    fn whole_to_f32(self, v: Self::V) -> Self::V;
+
     /// `sum_i w[i] * x[i]`, exact as long as 32 bits hold it and the sums of any of its parts.
     ///
     /// # Safety
@@ -244,6 +266,56 @@ mod tests {
         }
     }
 
+    /// What the operations on whole numbers give for two vectors of pairs from memory.
+    struct Whole<'a> {
+        low: &'a [i8],
+        high: &'a [i8],
+        x: &'a [f32],
+    }
+
+    impl Kernel for Whole<'_> {
+        type Out = [Vec<f32>; 5];
+
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) -> [Vec<f32>; 5] {
+            assert!(self.low.len() >= 2 * S::LANES && self.high.len() >= S::LANES);
+            // SAFETY: both hold as many values as are read.
+            let (pairs, across) = unsafe {
+                (s.load_i8_pairs(self.low.as_ptr()), s.load_i8_across(self.low.as_ptr(), self.high.as_ptr()))
+            };
+            let joined = s.pair_words(s.load_slice(self.x), s.load_slice(&self.x[S::LANES..]));
+            let dot = s.dot_words(pairs, across, joined);
+            let mut out = [(); 5].map(|()| vec![0.0; S::LANES]);
+            for (out, v) in out.iter_mut().zip([pairs, across, joined, dot, s.whole_to_f32(dot)]) {
+                s.store_slice(out, v);
+            }
+            out
+        }
+    }
+
+    fn whole_numbers_are_exact(isa: IsaName) {
+        let Some(cpu) = cpu(isa, 1, Compute::F32) else { return };
+        for seed in 0..50 {
+            let bytes = |seed| values(seed, 32).into_iter().map(|v| (v * 128.0) as i8).collect::<Vec<_>>();
+            let (low, high) = (bytes(seed), bytes(seed + 100));
+            let x: Vec<u32> = values(seed + 200, 32).into_iter().map(f32::to_bits).map(|b| b.rotate_left(9)).collect();
+            let words: Vec<f32> = x.iter().copied().map(f32::from_bits).collect();
+            let word = |low: i16, high: i16| u32::from(low.cast_unsigned()) | u32::from(high.cast_unsigned()) << 16;
+            let kernel = || Whole { low: &low, high: &high, x: &words };
+            for [pairs, across, joined, dot, number] in [cpu.run(kernel()), cpu.run_vnni(kernel())] {
+                for i in 0..pairs.len() {
+                    let (x_low, x_high) = (x[i] as i16, x[pairs.len() + i] as i16);
+                    assert_eq!(pairs[i].to_bits(), word(low[2 * i].into(), low[2 * i + 1].into()));
+                    assert_eq!(across[i].to_bits(), word(low[i].into(), high[i].into()));
+                    assert_eq!(joined[i].to_bits(), word(x_low, x_high));
+                    let sum = i32::from(low[i]) * i32::from(x_low) + i32::from(high[i]) * i32::from(x_high);
+                    let sum = pairs[i].to_bits().cast_signed().wrapping_add(sum);
+                    assert_eq!((dot[i].to_bits().cast_signed(), number[i]), (sum, sum as f32));
+                }
+            }
+        }
+    }
+
     fn transposes_any_size_and_nothing_beside_it(isa: IsaName) {
         let Some(cpu) = cpu(isa, 1, Compute::F32) else { return };
         for rows in [0, 1, 7, 8, 9, 15, 16, 24, 31, 40] {
@@ -260,5 +332,5 @@ mod tests {
         }
     }
 
-    on_every_isa!(transposes_any_size_and_nothing_beside_it);
+    on_every_isa!(whole_numbers_are_exact, transposes_any_size_and_nothing_beside_it);
 }

@@ -1,12 +1,18 @@
 //! Vectors of crate `wide`: correct on every processor, fast where the compiler was told of a better one.
 
 use half::{bf16, f16};
-use wide::{f32x8, i32x8, u32x8};
+use wide::{f32x8, i16x16, i32x8, u32x8};
 
 use super::Simd;
 use crate::kernels::isa::Portable;
 
 const LANES: usize = 8;
+
+/// A lane of two 16-bit whole numbers, the first in the lower half.
+#[inline(always)]
+fn pair(low: i8, high: i8) -> u32 {
+    u32::from(i16::from(low).cast_unsigned()) | u32::from(i16::from(high).cast_unsigned()) << 16
+}
 
 impl Simd for Portable {
     type V = f32x8;
@@ -137,6 +143,45 @@ impl Simd for Portable {
     #[inline(always)]
     fn high_halves(self, pairs: f32x8) -> f32x8 {
         bytemuck::cast(bytemuck::cast::<f32x8, u32x8>(pairs) & u32x8::splat(0xffff_0000))
+    }
+
+    #[inline(always)]
+    unsafe fn load_i8_pairs(self, p: *const i8) -> f32x8 {
+        // SAFETY: the caller promises 16 readable values.
+        let values = unsafe { *p.cast::<[i8; 2 * LANES]>() };
+        let mut words = [0; LANES];
+        for (word, values) in words.iter_mut().zip(values.chunks_exact(2)) {
+            *word = pair(values[0], values[1]);
+        }
+        bytemuck::cast(u32x8::new(words))
+    }
+
+    #[inline(always)]
+    unsafe fn load_i8_across(self, low: *const i8, high: *const i8) -> f32x8 {
+        // SAFETY: the caller promises 8 readable values at both places.
+        let (low, high) = unsafe { (*low.cast::<[i8; LANES]>(), *high.cast::<[i8; LANES]>()) };
+        let mut words = [0; LANES];
+        for (word, (low, high)) in words.iter_mut().zip(low.into_iter().zip(high)) {
+            *word = pair(low, high);
+        }
+        bytemuck::cast(u32x8::new(words))
+    }
+
+    #[inline(always)]
+    fn pair_words(self, low: f32x8, high: f32x8) -> f32x8 {
+        let (low, high): (u32x8, u32x8) = (bytemuck::cast(low), bytemuck::cast(high));
+        bytemuck::cast((low & u32x8::splat(0xffff)) | (high << 16u32))
+    }
+
+    #[inline(always)]
+    fn dot_words(self, acc: f32x8, w: f32x8, x: f32x8) -> f32x8 {
+        let products = bytemuck::cast::<f32x8, i16x16>(w).dot(bytemuck::cast(x));
+        bytemuck::cast(bytemuck::cast::<f32x8, i32x8>(acc) + products)
+    }
+
+    #[inline(always)]
+    fn whole_to_f32(self, v: f32x8) -> f32x8 {
+        bytemuck::cast::<f32x8, i32x8>(v).round_float()
     }
 
     #[inline(always)]
