@@ -18,9 +18,12 @@ pub enum Compute {
     /// Activations and weights as they are, products in `f32`.
     #[default]
     F32,
-    /// Activations that are multiplied with `bf16` or `int8` weights are rounded to `bf16` first (nearest even), and so are `int8`
-    /// weights; sums in `f32`; other weights as with [`Compute::F32`]. Uses the processor's `bf16` instructions where they exist and rounds the same way
-    /// where they do not.
+    /// Activations that are multiplied with `bf16` weights are rounded to `bf16` first (nearest even); sums in `f32`. Uses the
+    /// processor's `bf16` instructions where they exist and rounds the same way where they do not.
+    ///
+    /// Those that are multiplied with `int8` weights are rounded to whole numbers of 16 bits, with a scale for each token and group of
+    /// values, which loses less; sums of a group are exact. With AMX they, and the weights, are rounded to `bf16`, too. Other weights
+    /// as with [`Compute::F32`]. From how many tokens on: [`linear`](super::linear).
     Bf16,
 }
 
@@ -383,6 +386,9 @@ mod tests {
         let rounded = Cpu::new(&CpuOptions { compute: Compute::Bf16, ..options }).unwrap().kernel_names();
         assert!(rounded.contains(&("linear f32, 48 rows or more".into(), "portable-f32xf32-tile6x16".into())));
         assert!(rounded.contains(&("linear bf16, 32 rows or more".into(), "portable-bf16xbf16-tile6x16".into())));
+        for operation in ["linear int8, 12 rows or more", "linear transposed int8, 12 rows or more"] {
+            assert!(rounded.contains(&(operation.into(), "portable-int8xint16-tile6x16".into())));
+        }
     }
 
     #[test]

@@ -43,7 +43,8 @@ use super::IsaName;
 use super::cpu::{Compute, Cpu, SharedOut};
 use crate::tensor::{Matrix, MatrixView, RowsOf};
 
-/// Rows from which [`Compute::Bf16`] rounds. The same on every instruction set, because it is part of the meaning.
+/// Rows from which [`Compute::Bf16`] rounds, except for products of whole numbers. The same on every instruction set, because it
+/// is part of the meaning.
 const BF16_ROWS: usize = 32;
 
 /// Fewer rows than this have the bits, each, that one row has: whatever the matrix and however it is stored.
@@ -55,6 +56,9 @@ const _: () = assert!(SAME_BITS <= BF16_ROWS);
 /// as fast with 32 registers (90 % of the peak from 8 rows on), and it needs no packing; with 16 registers it reaches 70 %.
 /// Tiles are faster as soon as two of them are full.
 fn gemm_rows(cpu: &Cpu, dtype: DType) -> usize {
+    if dtype == DType::I8 && integer::possible(cpu) {
+        return integer::ROWS;
+    }
     match (compute(cpu, dtype), cpu.geometry().registers) {
         (Compute::Bf16, _) => BF16_ROWS,
         (Compute::F32, _) if cpu.isa() == IsaName::Amx && dtype == DType::BF16 => 32,
@@ -63,8 +67,8 @@ fn gemm_rows(cpu: &Cpu, dtype: DType) -> usize {
     }
 }
 
-/// Precision of the products with weights of a type: `bf16` weights lose nothing by it, and `int8` weights far less than they did by
-/// being rounded to `int8`.
+/// Precision of the products with weights of a type, where they are not made in whole numbers: `bf16` weights lose nothing by it,
+/// and `int8` weights far less than they did by being rounded to `int8`.
 fn compute(cpu: &Cpu, dtype: DType) -> Compute {
     if matches!(dtype, DType::BF16 | DType::I8) { cpu.compute() } else { Compute::F32 }
 }
@@ -72,8 +76,17 @@ fn compute(cpu: &Cpu, dtype: DType) -> Compute {
 /// Multiplies every row of `x` with every row of `w`.
 ///
 /// `w` `[N, K]`, `bias` `[N]`, `x` `[T, K]`, `out` `[T, N]`: `out[t][n] = sum_k x[t][k] * w[n][k] + bias[n]`, accumulated in
-/// `f32`: `|error| <= (K/8 + 16) * 2^-23 * (sum_k |x[t][k] * w[n][k]| + |bias[n]|)`. With [`Compute::Bf16`], `bf16`
-/// or `int8` weights and at least 32 rows, `x` is rounded to `bf16` first, and so are `int8` weights.
+/// `f32`: `|error| <= (K/8 + 16) * 2^-23 * (sum_k |x[t][k] * w[n][k]| + |bias[n]|)`.
+///
+/// With [`Compute::Bf16`] many rows are rounded first:
+///
+/// * with `bf16` weights 32 rows or more, to `bf16`;
+/// * with `int8` weights 12 rows or more, to whole numbers of 16 bits: each value of a row by half of a 32767th of the largest size
+///   among the 64 that share a scale of weights, at most; where all 64 are below `2^-100` they count as zero. The weights stay as they
+///   are;
+/// * with `int8` weights and AMX 32 rows or more, to `bf16`, and so are the weights.
+///
+/// A row with a value that is no finite number has no finite results.
 ///
 /// # Panics
 /// If the lengths do not fit: `x.len() == T * K`, `out.len() == T * N`, `bias.len() == N`.
@@ -117,6 +130,9 @@ pub fn linear_bytes(w: &Matrix, rows_of_x: usize) -> u64 {
 /// Name of the blocked product of rows with weights of a type.
 fn blocked_name(cpu: &Cpu, dtype: DType, compute: Compute) -> String {
     let isa = cpu.isa();
+    if dtype == DType::I8 && compute == Compute::Bf16 && integer::possible(cpu) {
+        return integer::name(cpu);
+    }
     if isa == IsaName::Amx {
         let factors = match (compute, dtype) {
             (Compute::Bf16, _) => "bf16xbf16",

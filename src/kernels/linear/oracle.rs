@@ -3,7 +3,7 @@
 use half::bf16;
 use shadowllm_weights::{DType, INT8_GROUP, int8_scales};
 
-use super::BF16_ROWS;
+use super::{BF16_ROWS, SAME_BITS};
 use crate::kernels::testing::widened;
 use crate::kernels::{Compute, Cpu, IsaName};
 use crate::tensor::{Matrix, MatrixView};
@@ -24,9 +24,9 @@ impl Rounding {
     pub(crate) fn of(cpu: &Cpu, dtype: DType, rows: usize) -> Rounding {
         match (cpu.compute(), dtype) {
             (Compute::F32, _) | (_, DType::F32 | DType::F16) => Rounding::None,
-            _ if rows < BF16_ROWS => Rounding::None,
-            (Compute::Bf16, DType::I8) if cpu.isa() != IsaName::Amx => Rounding::Whole,
-            (Compute::Bf16, _) => Rounding::Bf16,
+            (Compute::Bf16, DType::I8) if cpu.isa() != IsaName::Amx && rows >= SAME_BITS => Rounding::Whole,
+            (Compute::Bf16, _) if rows >= BF16_ROWS => Rounding::Bf16,
+            (Compute::Bf16, _) => Rounding::None,
         }
     }
 }

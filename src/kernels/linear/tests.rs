@@ -2,7 +2,7 @@ use proptest::prelude::*;
 use shadowllm_weights::{DType, TensorData};
 
 use super::oracle::Rounding;
-use super::{BF16_ROWS, linear, linear_transposed, oracle};
+use super::{SAME_BITS, linear, linear_transposed, oracle};
 use crate::kernels::testing::{close, cpu, matrices_in_records, matrix, on_every_isa, values};
 use crate::kernels::{Compute, Cpu, IsaName};
 
@@ -71,7 +71,7 @@ fn large_shapes_agree(isa: IsaName) {
 
 fn rounded_products_agree_with_the_oracle(isa: IsaName) {
     let Some(cpu) = cpu(isa, 2, Compute::Bf16) else { return };
-    let cases = (1usize..30, 1usize..700, BF16_ROWS - 2..90, dtype(), any::<u64>());
+    let cases = (1usize..30, 1usize..700, SAME_BITS - 2..90, dtype(), any::<u64>());
     proptest!(ProptestConfig::with_cases(60), |((n, k, t, dtype, seed) in cases)| {
         let (w, x) = (matrix(seed, n, k, dtype), values_of_many_sizes(seed ^ 2, t * k));
         let expected = oracle::linear(&w, None, &x, Rounding::of(&cpu, dtype, t));
@@ -212,7 +212,7 @@ fn large_transposed_shapes_agree(isa: IsaName) {
 
 fn rounded_transposed_products_agree_with_the_oracle(isa: IsaName) {
     let Some(cpu) = cpu(isa, 2, Compute::Bf16) else { return };
-    let cases = (1usize..700, 1usize..210, BF16_ROWS - 2..90, dtype(), any::<u64>());
+    let cases = (1usize..700, 1usize..210, SAME_BITS - 2..90, dtype(), any::<u64>());
     proptest!(ProptestConfig::with_cases(60), |((n, k, t, dtype, seed) in cases)| {
         let (w, x) = (matrix(seed, n, k, dtype), values_of_many_sizes(seed ^ 2, t * n));
         let expected = oracle::transposed(&w, None, &x, Rounding::of(&cpu, dtype, t));

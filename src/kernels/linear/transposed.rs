@@ -39,8 +39,11 @@ fn blocked(cpu: &Cpu, dtype: DType, rows: usize) -> Option<Compute> {
 /// Multiplies every row of `x` with every column of `w`.
 ///
 /// `w` `[N, K]`, `bias` `[K]`, `x` `[T, N]`, `out` `[T, K]`: `out[t][k] = sum_n x[t][n] * w[n][k] + bias[k]`, accumulated in
-/// `f32`: `|error| <= (N/8 + 16) * 2^-23 * (sum_n |x[t][n] * w[n][k]| + |bias[k]|)`. With [`Compute::Bf16`], `bf16`
-/// or `int8` weights and at least 32 rows, `x` is rounded to `bf16` first, and so are `int8` weights.
+/// `f32`: `|error| <= (N/8 + 16) * 2^-23 * (sum_n |x[t][n] * w[n][k]| + |bias[k]|)`.
+///
+/// With [`Compute::Bf16`] many rows are rounded first, as [`linear`](super::linear) says; with whole numbers it is the products of
+/// `x` and the scales of a group of outputs that are rounded: each by half of a 32767th of the largest input among up to 256 times
+/// the largest scale among the same rows, at most.
 ///
 /// # Panics
 /// If the lengths do not fit: `x.len() == T * N`, `out.len() == T * K`, `bias.len() == K`.
@@ -80,6 +83,10 @@ pub(super) fn names(cpu: &Cpu, dtype: DType) -> Vec<(String, String)> {
     let few = format!("{}-{dtype}xf32-sums{TILE}x{TILE}", cpu.isa());
     let name = |rows: String, kernel: String| (format!("linear transposed {dtype}, {rows}"), kernel);
     let mut names = vec![name(format!("1 to {} rows", GEMM_ROWS - 1), few)];
+    if dtype == DType::I8 && integer::possible(cpu) {
+        names.push(name(format!("{} rows or more", integer::ROWS), integer::name(cpu)));
+        return names;
+    }
     match compute(cpu, dtype) {
         Compute::F32 => names.push(name(format!("{GEMM_ROWS} rows or more"), blocked_name(cpu, dtype, Compute::F32))),
         Compute::Bf16 => {
