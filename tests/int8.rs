@@ -109,7 +109,7 @@ proptest! {
     }
 }
 
-/// Products in bf16 round weights and activations; what that changes is of the size of a bf16's last bit.
+/// Rounded products: with AMX weights and activations lose all but 8 bits, elsewhere only activations do, all but 15.
 #[test]
 fn rounded_products_stay_close() {
     let kind = Kind {
