@@ -7,7 +7,7 @@ use super::pieces::Pieces;
 use super::streams::{add_rows, dots};
 use crate::kernels::cpu::{Cpu, SharedOut};
 use crate::kernels::isa::Kernel;
-use crate::kernels::linear::{Linear, Rows};
+use crate::kernels::linear::{Linear, Packed, Rows};
 use crate::kernels::simd::{Element, Simd};
 use crate::tensor::{Matrix, MatrixView, RowsOf};
 
@@ -164,13 +164,14 @@ fn project_kv<W: Element>(
     let t = outs[0].len() / head_dim;
     let (d, span) = (x.len() / t, record.len() / (2 * head_dim));
     let outs = outs.map(SharedOut::new);
+    let packed = Packed::new::<W>(cpu, x, [t, d]);
     cpu.split(2 * head_dim, 1, span * size_of::<W>() + t * d, &|range| {
         for (i, out) in outs.into_iter().enumerate() {
             let of = |row: usize| row.clamp(i * head_dim, (i + 1) * head_dim) - i * head_dim;
             let w = &record[i * head_dim * span..(i + 1) * head_dim * span];
             let w = RowsOf::contiguous(w, span);
             let linear = Linear { w, bias: biases[i], x, n: head_dim, k: d, t };
-            cpu.run(Rows { linear, range: of(range.start)..of(range.end), out });
+            cpu.run(Rows { linear, x: packed.values(), range: of(range.start)..of(range.end), out });
         }
     });
 }

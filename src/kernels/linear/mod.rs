@@ -30,7 +30,7 @@ use std::ops::Range;
 pub use gradient::{bias_gradient, weight_gradient};
 pub(crate) use micro::micro;
 pub(crate) use product::Exact;
-pub(crate) use rows::Rows;
+pub(crate) use rows::{Packed, Rows};
 pub use transposed::linear_transposed;
 pub(crate) use transposed::linear_transposed_f32;
 
@@ -157,8 +157,12 @@ pub(super) fn names(cpu: &Cpu) -> Vec<(String, String)> {
     for dtype in DType::ALL {
         let many = gemm_rows(cpu, dtype);
         names.push((format!("linear {dtype}, 1 row"), format!("{isa}-{dtype}xf32-rows8x1")));
-        let group = if cpu.geometry().registers >= 32 { 4 } else { 2 };
-        names.push((format!("linear {dtype}, 2 to {} rows", many - 1), format!("{isa}-{dtype}xf32-rows{group}x4")));
+        let tile = match (cpu.geometry().registers, dtype) {
+            (32.., DType::I8) => "4x4",
+            (32.., _) => "3x8",
+            _ => "2x4",
+        };
+        names.push((format!("linear {dtype}, 2 to {} rows", many - 1), format!("{isa}-{dtype}xf32-rows{tile}")));
         let blocked = blocked_name(cpu, dtype, compute(cpu, dtype));
         names.push((format!("linear {dtype}, {many} rows or more"), blocked));
         names.extend(transposed::names(cpu, dtype));
@@ -192,7 +196,9 @@ impl<W: Words> Linear<'_, W> {
         }
         let row_bytes = w.span * size_of::<W>();
         let out = SharedOut::new(out);
-        let chunk = |range: Range<usize>| cpu.run(Rows { linear: self, range, out });
+        let packed = Packed::new::<W>(cpu, x, [t, k]);
+        let x = packed.values();
+        let chunk = |range: Range<usize>| cpu.run(Rows { linear: self, x, range, out });
         cpu.split(n, rows::STREAMS, row_bytes, &chunk);
     }
 }

@@ -1,10 +1,11 @@
-//! One to a few rows of `x`: every weight is read once, contiguously, and widened once for up to four rows.
+//! One to a few rows of `x`: every weight is read once, contiguously, and widened once for up to eight rows.
 //!
 //! Each (weight row, x row) pair has one vector accumulator that runs along `K` and is summed at the end in a fixed order.
-//! Several weight rows are in flight, for the latency of the additions and so that memory is read in several streams. Which
-//! rows share a tile changes nothing in the arithmetic of any of them: results are the same bits for one row and for many, and
-//! for weights that lie in records as for the same ones lying together. Where weights have scales the products of a group are
-//! summed by themselves, and the sum is multiplied with the scale.
+//! Several weight rows are in flight, for the latency of the additions and so that memory is read in several streams. Rows of `x` are
+//! packed first, vectors of the same `k` side by side ([`Packed`]): at a distance that is a power of two they would take each other's
+//! place in the cache. Which rows share a tile changes nothing in the arithmetic of any of them: results are the same bits for one
+//! row and for many, and for weights that lie in records as for the same ones lying together. Where weights have scales the products
+//! of a group are summed by themselves, and the sum is multiplied with the scale.
 //!
 //! Within a tile weight rows are at equal distances: the loops go through the runs of the weights' layout, and ask for the first
 //! rows of the next run at the end of one.
@@ -15,17 +16,81 @@
 use std::ops::Range;
 
 use super::Linear;
-use crate::kernels::cpu::SharedOut;
-use crate::kernels::isa::Kernel;
+use crate::kernels::cpu::{Cpu, Scratch, SharedOut};
+use crate::kernels::isa::{Geometry, Kernel};
 use crate::kernels::simd::{Element, Simd};
 use crate::tensor::RowsOf;
 
 /// Weight rows in flight for one row of `x`.
 pub(super) const STREAMS: usize = 8;
 
+/// How many of `t` rows of `x` share a tile: about as many in one as in the other.
+#[inline(always)]
+fn together(registers: usize, scaled: bool, t: usize) -> usize {
+    // With scales the sums of a group and those of all groups are in registers.
+    let most = if registers >= 32 && !scaled { 8 } else { 4 };
+    t.div_ceil(t.div_ceil(most).max(1))
+}
+
+/// The rows of `x` as tiles read them: those that share a tile one group after the other, and in each `[vectors along K, rows,
+/// LANES]`, the last vector filled up with zeros. A single row is left as it is.
+pub(crate) struct Packed<'a> {
+    values: Option<Scratch<'a>>,
+    x: &'a [f32],
+}
+
+impl<'a> Packed<'a> {
+    /// Packs `x` `[t, k]` for weights of type `W`.
+    pub(crate) fn new<W: Element>(cpu: &'a Cpu, x: &'a [f32], [t, k]: [usize; 2]) -> Self {
+        if t < 2 {
+            return Packed { values: None, x };
+        }
+        let Geometry { lanes, registers } = cpu.geometry();
+        let mut values = cpu.scratch(t * k.next_multiple_of(lanes));
+        cpu.run(Pack { x, k, together: together(registers, W::SCALED, t), values: &mut values });
+        Packed { values: Some(values), x }
+    }
+
+    /// The values.
+    pub(crate) fn values(&self) -> &[f32] {
+        self.values.as_deref().unwrap_or(self.x)
+    }
+}
+
+struct Pack<'a> {
+    /// `[t, k]`
+    x: &'a [f32],
+    k: usize,
+    together: usize,
+    values: &'a mut [f32],
+}
+
+impl Kernel for Pack<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Pack { x, k, together, values } = self;
+        if k == 0 {
+            return;
+        }
+        let groups = x.chunks(together * k).zip(values.chunks_mut(together * k.next_multiple_of(S::LANES)));
+        for (x, values) in groups {
+            let t = x.len() / k;
+            for (row, x) in x.chunks_exact(k).enumerate() {
+                for (i, x) in x.chunks(S::LANES).enumerate() {
+                    s.store_slice(&mut values[(i * t + row) * S::LANES..], s.load_slice(x));
+                }
+            }
+        }
+    }
+}
+
 /// Computes outputs `range` for every row of `x`.
 pub(crate) struct Rows<'a, W> {
     pub(crate) linear: Linear<'a, W>,
+    /// The rows of `linear.x`, packed.
+    pub(crate) x: &'a [f32],
     pub(crate) range: Range<usize>,
     /// `[t, n]`; this kernel writes columns `range` only.
     pub(crate) out: SharedOut<'a>,
@@ -55,29 +120,53 @@ impl<W: Element> Rows<'_, W> {
         if t == 1 {
             return self.rows::<S, STREAMS, 1, 8>(s, range, run_end, 0);
         }
-        // In groups that stay in the first-level cache while all rows of x pass.
-        for start in range.clone().step_by(4) {
-            let rows = start..range.end.min(start + 4);
-            match (wide, t) {
-                (true, 2) => self.rows::<S, 4, 2, 4>(s, rows.clone(), run_end, 0),
-                (true, 3) => self.rows::<S, 4, 3, 4>(s, rows.clone(), run_end, 0),
-                (true, _) => self.rows::<S, 4, 4, 4>(s, rows.clone(), run_end, 0),
-                (false, 2) => self.rows::<S, 2, 2, 4>(s, rows.clone(), run_end, 0),
-                (false, 3) => self.rows::<S, 2, 3, 4>(s, rows.clone(), run_end, 0),
-                (false, _) => self.rows::<S, 2, 4, 4>(s, rows.clone(), run_end, 0),
-            }
-            for first in (4..t).step_by(4) {
-                match (wide, t - first) {
-                    (true, 1) => self.rows::<S, 4, 1, 0>(s, rows.clone(), run_end, first),
-                    (true, 2) => self.rows::<S, 4, 2, 0>(s, rows.clone(), run_end, first),
-                    (true, 3) => self.rows::<S, 4, 3, 0>(s, rows.clone(), run_end, first),
-                    (true, _) => self.rows::<S, 4, 4, 0>(s, rows.clone(), run_end, first),
-                    (false, 1) => self.rows::<S, 2, 1, 0>(s, rows.clone(), run_end, first),
-                    (false, 2) => self.rows::<S, 2, 2, 0>(s, rows.clone(), run_end, first),
-                    (false, 3) => self.rows::<S, 2, 3, 0>(s, rows.clone(), run_end, first),
-                    (false, _) => self.rows::<S, 2, 4, 0>(s, rows.clone(), run_end, first),
+        let together = together(S::REGISTERS, W::SCALED, t);
+        match (wide, together) {
+            (true, 5..) => self.groups::<S, 3>(s, range, run_end, together),
+            (true, _) => self.groups::<S, 4>(s, range, run_end, together),
+            (false, _) => self.groups::<S, 2>(s, range, run_end, together),
+        }
+    }
+
+    /// Weight rows `range` against several rows of `x`, `together` of which share a tile with `R` weight rows: in groups that stay
+    /// in the first-level cache while all rows of `x` pass.
+    #[inline(always)]
+    fn groups<S: Simd, const R: usize>(&self, s: S, range: Range<usize>, run_end: usize, together: usize) {
+        let group = if R == 2 { 4 } else { R };
+        for start in range.clone().step_by(group) {
+            let rows = start..range.end.min(start + group);
+            for first in (0..self.linear.t).step_by(together) {
+                let t = together.min(self.linear.t - first);
+                // The first ask for the rows that come next.
+                match first {
+                    0 => self.some::<S, R, 4>(s, rows.clone(), run_end, first, t),
+                    _ => self.some::<S, R, 0>(s, rows.clone(), run_end, first, t),
                 }
             }
+        }
+    }
+
+    /// Weight rows `rows` against `t` rows of `x` that share a tile.
+    #[inline(always)]
+    fn some<S: Simd, const R: usize, const AHEAD: usize>(
+        &self,
+        s: S,
+        rows: Range<usize>,
+        run_end: usize,
+        first: usize,
+        t: usize,
+    ) {
+        match t {
+            1 => self.rows::<S, R, 1, AHEAD>(s, rows, run_end, first),
+            2 => self.rows::<S, R, 2, AHEAD>(s, rows, run_end, first),
+            3 => self.rows::<S, R, 3, AHEAD>(s, rows, run_end, first),
+            // Only so few weight rows share a tile with more.
+            _ if R != 3 => self.rows::<S, R, 4, AHEAD>(s, rows, run_end, first),
+            4 => self.rows::<S, R, 4, AHEAD>(s, rows, run_end, first),
+            5 => self.rows::<S, R, 5, AHEAD>(s, rows, run_end, first),
+            6 => self.rows::<S, R, 6, AHEAD>(s, rows, run_end, first),
+            7 => self.rows::<S, R, 7, AHEAD>(s, rows, run_end, first),
+            _ => self.rows::<S, R, 8, AHEAD>(s, rows, run_end, first),
         }
     }
 
@@ -125,10 +214,11 @@ impl<W: Element> Rows<'_, W> {
         ahead: *const W,
         first: usize,
     ) {
-        let Linear { w, bias, x, k, n: width, .. } = self.linear;
+        let Linear { w, bias, k, n: width, .. } = self.linear;
         let stride = w.layout.stride();
         let w = w.elements[start..][..(R - 1) * stride + w.span].as_ptr();
-        let x = x[first * k..(first + T) * k].as_ptr();
+        let whole = if self.linear.t == 1 { k } else { k.next_multiple_of(S::LANES) };
+        let x = self.x[first * whole..(first + T) * whole].as_ptr();
         let mut acc = [[s.zero(); T]; R];
         let mut i = 0;
         while i < k {
@@ -141,11 +231,12 @@ impl<W: Element> Rows<'_, W> {
                 }
             }
             while i + S::LANES <= end {
-                // SAFETY: `i + LANES <= k`, inside each of the R rows, `stride` apart, and of the T rows sliced above.
+                // SAFETY: `i + LANES <= k`, inside each of the R rows, `stride` apart, and of the T rows sliced above, whose
+                // vectors lie side by side.
                 unsafe {
                     let mut xs = [s.zero(); T];
                     for t in 0..T {
-                        xs[t] = s.load(x.add(t * k + i));
+                        xs[t] = s.load(x.add(i * T + t * S::LANES));
                     }
                     for r in 0..R {
                         let wv = W::load(s, w.add(r * stride + i));
@@ -164,7 +255,7 @@ impl<W: Element> Rows<'_, W> {
                 unsafe {
                     let mut xs = [s.zero(); T];
                     for t in 0..T {
-                        xs[t] = s.load_part(x.add(t * k + i), end - i);
+                        xs[t] = s.load_part(x.add(i * T + t * S::LANES), end - i);
                     }
                     for r in 0..R {
                         let wv = W::load_part(s, w.add(r * stride + i), end - i);
