@@ -134,7 +134,8 @@ fn rounded_products_stay_close() {
         let size = want.iter().fold(0f32, |most, v| most.max(v.abs()));
         assert!(plain == packed, "{isa}: the packed weights give other bits");
         let worst = largest_difference(&plain, &want) / size;
-        assert!(worst > 1e-6 && worst < 0.03, "{isa}: {worst}");
+        let bound = if isa == IsaName::Amx { 0.03 } else { 5e-4 };
+        assert!(worst > 1e-6 && worst < bound, "{isa}: {worst}");
     }
 }
 
