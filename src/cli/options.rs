@@ -31,7 +31,7 @@ pub(crate) struct CpuArgs {
     #[arg(long, value_name = "ISA")]
     pub isa: Option<IsaName>,
 
-    /// Products of bf16 and int8 weights with 32 and more tokens at once: f32 is exact; bf16 rounds activations, and is faster where
+    /// Products of bf16 and int8 weights with rather many tokens at once: f32 is exact; bf16 rounds activations, and is faster where
     /// the processor has the instructions [default: bf16 for generate, chat, train and shadow-bench, f32 for
     /// everything else].
     #[arg(long, value_name = "TYPE")]

@@ -18,6 +18,11 @@ const PER_WORD: usize = 2;
 /// Groups of values in a block.
 const GROUPS: usize = K_BLOCK * PER_WORD / INT8_GROUP;
 
+/// Values in a cache line.
+const LINE: usize = 64;
+/// Lanes of the longest vectors.
+const MOST_LANES: usize = 16;
+
 const _: () = assert!((K_BLOCK * PER_WORD).is_multiple_of(INT8_GROUP) && INT8_GROUP.is_multiple_of(PER_WORD));
 
 /// Computes all outputs.
@@ -98,7 +103,7 @@ impl Along<'_> {
             let start = starts.advance();
             // The pieces of successive rows lie too far apart for the processor to guess the next.
             let next = w.elements.as_ptr().wrapping_add(later.advance());
-            for at in values.clone().step_by(64) {
+            for at in values.clone().step_by(LINE) {
                 Int8::prefetch(s, next, k, at);
             }
             if outputs.start + i >= outputs.end {
@@ -171,6 +176,3 @@ fn widen<S: Simd>(s: S, values: &[Int8], words: &mut [f32]) {
         s.store_slice(last, unsafe { s.load_i8_pairs(padded.as_ptr().cast()) });
     }
 }
-
-/// Lanes of the longest vectors.
-const MOST_LANES: usize = 16;

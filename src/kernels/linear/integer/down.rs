@@ -2,7 +2,7 @@
 //!
 //! Every row of weights has a scale for each group of outputs. For one group `x` is therefore multiplied with the scales of that
 //! group, row by row, and then rounded, in a block of rows for all tokens at once: that is work for each of 64 outputs and pays.
-//! What the block's largest product could be is the scale: that of the largest input and the largest scale.
+//! The largest whole number stands for the largest that such a product could be: that of the largest input and the largest scale.
 
 use std::ops::Range;
 
@@ -110,8 +110,8 @@ impl Kernel for Down<'_> {
 }
 
 impl Down<'_> {
-    /// Makes the words of one block of the weights of a group of outputs, and the factors of their rows. Returns what the largest
-    /// input times one unit of the result is to be multiplied with. Asks for the block and group that come `next`.
+    /// Makes the words of one block of the weights of a group of outputs, and the factors of their rows. Returns how large one unit of
+    /// what is rounded is where the largest input is 1. Asks for the block and group that come `next`.
     #[inline(always)]
     fn widen<S: Simd>(&mut self, s: S, block: usize, group: usize, next: (usize, usize)) -> f32 {
         let Factors { weights, n, k, .. } = self.factors;
