@@ -2,10 +2,10 @@
 //!
 //! Each (weight row, x row) pair has one vector accumulator that runs along `K` and is summed at the end in a fixed order.
 //! Several weight rows are in flight, for the latency of the additions and so that memory is read in several streams. Rows of `x` are
-//! packed first, vectors of the same `k` side by side ([`Packed`]): at a distance that is a power of two they would take each other's
-//! place in the cache. Which rows share a tile changes nothing in the arithmetic of any of them: results are the same bits for one
-//! row and for many, and for weights that lie in records as for the same ones lying together. Where weights have scales the products
-//! of a group are summed by themselves, and the sum is multiplied with the scale.
+//! packed first, vectors of the same `k` side by side ([`Packed`]), so that a tile reads one stream of them. Which rows share a tile
+//! changes nothing in the arithmetic of any of them: results are the same bits for one row and for many, and for weights that lie in
+//! records as for the same ones lying together. Where weights have scales the products of a group are summed by themselves, and the
+//! sum is multiplied with the scale.
 //!
 //! Within a tile weight rows are at equal distances: the loops go through the runs of the weights' layout, and ask for the first
 //! rows of the next run at the end of one.

@@ -25,8 +25,8 @@ use super::{SAME_BITS, gemm};
 use crate::kernels::IsaName;
 use crate::kernels::cpu::{Compute, Cpu};
 
-/// Rows from which products are made in whole numbers. Measured: with any number they are faster than those of `f32` in the same run,
-/// but fewer rows have the bits that one row has.
+/// Rows from which products are made in whole numbers: fewer have the bits that one row has. Measured: from so few on they are faster
+/// than those of `f32`.
 pub(super) const ROWS: usize = SAME_BITS;
 
 /// Whether the context makes products of many rows in whole numbers.
